@@ -1,0 +1,64 @@
+/* Counters and histograms of the daemon: plain fields that the modules bump,
+ * listed once so that `stats`, the documentation and the tests agree.
+ * Gauges (bytes per state, parked gets, ...) are computed where they live. */
+#ifndef KVF_BASE_STATS_H
+#define KVF_BASE_STATS_H
+
+#include "base/hist.h"
+#include "kvferry/status.h"
+
+/* X(name, what is counted) */
+#define KVF_COUNTERS(X)                                                        \
+    X(requests, "requests taken from engines, also bad ones")                  \
+    X(replies, "replies handed to the socket")                                 \
+    X(replies_undone,                                                          \
+      "replies whose client was gone; what they gave is freed")                \
+    X(replies_queued, "replies that had to wait for room in the socket")       \
+    X(events, "events sent to engines")                                        \
+    X(malformed, "engine messages that could not be read")                     \
+    X(flood_discarded, "engine messages discarded past twice the limit")       \
+    X(puts, "payloads published")                                              \
+    X(put_bytes, "their bytes")                                                \
+    X(gets, "gets answered OK")                                                \
+    X(get_bytes, "their bytes")                                                \
+    X(get_failed, "gets answered with anything else")                          \
+    X(parked, "lookups that had to wait for their key at this owner")          \
+    X(retries, "attempts after the first")                                     \
+    X(fallbacks, "attempts on another transport than the one before")          \
+    X(timeouts, "TIMEOUT and TRANSFER_TIMEOUT replies to gets")                \
+    X(shm_bytes, "bytes copied out of another daemon's pool")                  \
+    X(shm_gets, "gets over shm, views included")                               \
+    X(view_gets, "of these, views: no byte copied by a daemon")                \
+    X(tcp_bytes, "bytes received by tcp pulls")                                \
+    X(tcp_gets, "gets over tcp")                                               \
+    X(tcp_sent_bytes, "bytes sent to tcp pulls")                               \
+    X(local_gets, "gets of keys of this daemon")                               \
+    X(eager_gets, "gets whose bytes came with the metadata reply")             \
+    X(tcp_connects, "bulk connections opened")                                 \
+    X(tcp_accepts, "bulk connections accepted")                                \
+    X(tcp_rejected, "bulk connections dropped: wrong preface or secret")       \
+    X(tcp_errors, "bulk connections lost")                                     \
+    X(claims, "claims granted, local ones included")                           \
+    X(claims_done, "claims that ended as read")                                \
+    X(claims_aborted, "claims that ended otherwise")                           \
+    X(late_grants, "grants that came for a get already answered: aborted")     \
+    X(retired, "generations retired")                                          \
+    X(peer_up, "peer sessions that came up")                                   \
+    X(peer_down, "peer sessions lost")                                         \
+    X(peer_malformed, "peer messages that could not be read or believed")      \
+    X(peer_refused, "peers refused: version or cluster")                       \
+    X(peer_stale, "peer messages of another incarnation")                      \
+    X(sessions_opened, "engine sessions opened")                               \
+    X(sessions_died, "of these, ended because the process or socket was gone") \
+    X(unexpected, "events that a state machine did not expect")                \
+    X(checksum_failed, "payloads whose checksum did not match")
+
+struct kvf_stats {
+#define KVF_COUNTER_FIELD(name, text) uint64_t name;
+    KVF_COUNTERS(KVF_COUNTER_FIELD)
+#undef KVF_COUNTER_FIELD
+    uint64_t status[KVF_STATUS_COUNT]; /* replies by status */
+    struct kvf_hist lookup_us, wait_us, transfer_us, total_us, loop_lag_us;
+};
+
+#endif
