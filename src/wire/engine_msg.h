@@ -1,0 +1,194 @@
+/* Requests of engines: bytes -> structs, every field checked for type and range
+ * here and nowhere else (docs/PROTOCOL.md). No I/O, no state. */
+#ifndef KVF_WIRE_ENGINE_MSG_H
+#define KVF_WIRE_ENGINE_MSG_H
+
+#include "base/worker.h"
+#include "wire/mp.h"
+
+#define KVF_PROTOCOL_VERSION 1u
+#define KVF_MAX_KEY 1024u
+#define KVF_MAX_META 65536u
+#define KVF_MAX_SEGMENTS 1024u
+#define KVF_MAX_ID 4096u /* bytes of an encoded id */
+#define KVF_MAX_MGET 16384u
+#define KVF_MAX_MS (1000ull * 3600 * 24 * 365) /* longest duration, one year   \
+                                                */
+
+#define KVF_OPS(X)                                                             \
+    X(HELLO, "hello")                                                          \
+    X(BYE, "bye")                                                              \
+    X(PING, "ping")                                                            \
+    X(ALLOC, "alloc")                                                          \
+    X(FREE, "free")                                                            \
+    X(REGISTER, "register")                                                    \
+    X(UNREGISTER, "unregister")                                                \
+    X(PUT, "put")                                                              \
+    X(GET, "get")                                                              \
+    X(RELEASE, "release")                                                      \
+    X(MGET, "mget")                                                            \
+    X(CANCEL, "cancel")                                                        \
+    X(FAIL, "fail")                                                            \
+    X(CLEANUP, "cleanup")                                                      \
+    X(LIST, "list")                                                            \
+    X(PEER, "peer")                                                            \
+    X(STATS, "stats")                                                          \
+    X(HEALTH, "health")                                                        \
+    X(DRAIN, "drain")
+
+enum kvf_op {
+#define KVF_OP_ENUM(name, text) KVF_OP_##name,
+    KVF_OPS(KVF_OP_ENUM)
+#undef KVF_OP_ENUM
+        KVF_OP_COUNT
+};
+const char *kvf_op_name(enum kvf_op op);
+
+/* Bytes inside the message (or inside the request's own arena). */
+struct kvf_slice_str {
+    const char *p;
+    size_t len;
+};
+
+struct kvf_segment_ref { /* {buffer, offset?, length?} or {region, ...} */
+    bool is_region;
+    bool has_length; /* absent: the whole (from offset) */
+    uint64_t id, offset, length;
+};
+
+enum kvf_mode {
+    KVF_MODE_AUTO,
+    KVF_MODE_COPY,
+    KVF_MODE_VIEW,
+    KVF_MODE_INLINE,
+    KVF_MODE_INTO /* `into` was given */
+};
+const char *kvf_mode_name(enum kvf_mode mode);
+
+enum kvf_on_duplicate { KVF_DUP_REPLACE, KVF_DUP_REJECT };
+
+struct kvf_req_hello {
+    uint64_t version;
+    struct kvf_slice_str client;
+    bool has_pid, events, has_session, has_unmapped;
+    uint64_t pid;
+    struct kvf_id session;  /* exactly 16 bytes, else INVALID */
+    struct kvf_id unmapped; /* an incarnation */
+};
+
+struct kvf_req_put {
+    struct kvf_slice_str key;
+    struct kvf_segment_ref *segments; /* NULL: a payload frame is expected */
+    unsigned n_segments;
+    const void *meta;
+    size_t meta_len;
+    bool has_ttl, checksum, notify;
+    uint64_t ttl_ms;  /* > 0 */
+    uint64_t readers; /* default 1; 0 = any number */
+    enum kvf_on_duplicate on_duplicate;
+};
+
+struct kvf_from { /* get.from */
+    bool has_rank, has_replica;
+    uint64_t stage, rank, replica;
+};
+
+struct kvf_endpoint { /* a metadata endpoint */
+    char host[256];
+    uint16_t port;
+};
+
+struct kvf_req_get {
+    struct kvf_slice_str key;
+    bool has_from, has_source, has_generation, has_timeout, has_incarnation;
+    bool wait; /* default true */
+    struct kvf_from from;
+    struct kvf_endpoint source;
+    /* metadata, as far as it was usable: an endpoint, and what binds. */
+    bool has_meta_endpoint, has_meta_generation;
+    struct kvf_endpoint meta_endpoint;
+    uint64_t meta_generation;
+    struct kvf_id incarnation; /* of metadata */
+    uint64_t generation, timeout_ms;
+    enum kvf_mode mode;
+    struct kvf_segment_ref *into;
+    unsigned n_into;
+};
+
+struct kvf_req_cleanup {
+    struct kvf_slice_str request_id;
+    bool has_from, has_to;
+    uint64_t from, to;
+};
+
+struct kvf_req {
+    enum kvf_op op;
+    bool has_id;
+    const uint8_t *id; /* encoded, as it stood in the message */
+    size_t id_len;
+    const void *payload; /* second frame, NULL when there was none */
+    size_t payload_len;
+    bool has_payload;
+    union {
+        struct kvf_req_hello hello;
+        struct {
+            uint64_t size;
+        } alloc;
+        struct {
+            uint64_t id;
+        } handle; /* free, release: buffer;
+                     unregister: region */
+        struct {
+            uint64_t fd, size;
+        } reg;
+        struct kvf_req_put put;
+        struct kvf_req_get get;
+        struct {
+            const msgpack_object *gets; /* array; see kvf_req_mget_item */
+            unsigned n;
+            bool has_timeout, all_or_nothing;
+            uint64_t timeout_ms;
+        } mget;
+        struct {
+            const uint8_t *target;
+            size_t target_len;
+        } cancel;
+        struct {
+            struct kvf_slice_str key, reason;
+        } fail;
+        struct kvf_req_cleanup cleanup;
+        struct {
+            struct kvf_slice_str prefix;
+            uint64_t limit;
+        } list;
+        struct {
+            struct kvf_worker worker;
+            struct kvf_endpoint at;
+        } peer;
+        struct {
+            bool has_timeout;
+            uint64_t timeout_ms;
+        } drain;
+    } u;
+    /* private: what the pointers above point into */
+    struct kvf_mp mp;
+    void *arena[4];
+};
+
+/* Decodes header (one frame) and optional payload frame. On -KVF_INVALID
+ * (why filled) req->has_id/id are set when the id could be read, and
+ * kvf_req_done must be called in every case. Rules that need state (sessions,
+ * buffers, inline_max) are not checked here. A payload frame is accepted for
+ * `put` only. Composes `request_id:from_to` keys, and for a get sets
+ * from.stage. Metadata that cannot be used counts as absent (never an error),
+ * except that a usable generation or incarnation in it binds.  */
+int kvf_req_decode(struct kvf_req *req, const void *header, size_t header_len,
+                   const void *payload, size_t payload_len, bool has_payload,
+                   struct kvf_why *why);
+/* Get number i of an mget; owned by req until kvf_req_done, except the
+ * `into` array, which kvf_req_get_done frees. */
+int kvf_req_mget_item(struct kvf_req *req, unsigned i, struct kvf_req_get *out,
+                      struct kvf_why *why);
+void kvf_req_get_done(struct kvf_req_get *get);
+void kvf_req_done(struct kvf_req *req);
+#endif

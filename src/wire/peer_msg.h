@@ -1,0 +1,177 @@
+/* Messages between daemons (the metadata channel), version 1.
+ *
+ * The side that connected (DEALER, the getter) and the side that bound (ROUTER,
+ * the owner) play different parts; two daemons that pull from each other have
+ * one channel each way. Frame 1 is a MessagePack array
+ *   [version, type, cluster, stage, rank, replica, from_incarnation,
+ *    to_incarnation, body]
+ * with a map as body; GRANT may carry the payload as frame 2 (eager bytes).
+ * Durations travel as what remains, never as times. */
+#ifndef KVF_WIRE_PEER_MSG_H
+#define KVF_WIRE_PEER_MSG_H
+
+#include "base/worker.h"
+#include "wire/engine_msg.h"
+#include "wire/mp.h"
+
+#define KVF_PEER_VERSION 1u
+#define KVF_SECRET_LEN 32
+
+/* X(NAME, number, sent by the connecting side?) */
+#define KVF_PEER_TYPES(X)                                                      \
+    X(HELLO, 1, true)    /* opens or renews the session */                     \
+    X(WELCOME, 2, false) /* session is up; how to fetch bytes */               \
+    X(REFUSE, 3, false)  /* version, cluster, limits: with the reason */       \
+    X(PING, 4, true)                                                           \
+    X(PONG, 5, false)                                                          \
+    X(ASK, 6, true)       /* who has key; parks at the owner */                \
+    X(UNASK, 7, true)     /* no longer interested */                           \
+    X(GRANT, 8, false)    /* a claim (and eager bytes) */                      \
+    X(DENY, 9, false)     /* final answer to an ASK */                         \
+    X(DONE, 10, true)     /* claim read: counts as a reader */                 \
+    X(ABORT, 11, true)    /* claim given back */                               \
+    X(ENDED, 12, false)   /* acknowledges DONE, ABORT */                       \
+    X(REVOKED, 13, false) /* owner ended the claim */                          \
+    X(UNMAPPED, 14, true) /* a client unmapped the views of an old start */    \
+    X(BYE, 15, true)      /* either side: going away in order */
+
+enum kvf_peer_type {
+#define KVF_PEER_ENUM(name, number, client) KVF_PEER_##name = number,
+    KVF_PEER_TYPES(KVF_PEER_ENUM)
+#undef KVF_PEER_ENUM
+        KVF_PEER_TYPE_END
+};
+const char *kvf_peer_type_name(enum kvf_peer_type type);
+
+#define KVF_PEER_PATH 64       /* "/proc/<pid>/fd/<n>" with its NUL */
+#define KVF_PEER_CLAIMS 65536u /* most claims listed in a HELLO */
+
+struct kvf_peer_head {
+    uint32_t version;
+    enum kvf_peer_type type;
+    char cluster[64];
+    struct kvf_worker worker; /* sender */
+    struct kvf_id from;       /* sender's incarnation */
+    struct kvf_id to;         /* receiver's as the sender knows it; zeros in a
+                                 first HELLO */
+};
+
+struct kvf_peer_pool { /* how to open a daemon's pool on the same host */
+    char path[KVF_PEER_PATH];
+    uint64_t size, pid, start;
+};
+
+struct kvf_peer_gone { /* views of an earlier start of the getter's daemon that
+                          process `pid` has unmapped */
+    struct kvf_id incarnation;
+    uint64_t pid, start;
+};
+
+struct kvf_peer_seg {
+    uint32_t space; /* 0 = the owner's pool, else spaces[space-1] */
+    uint64_t offset, length;
+};
+
+struct kvf_peer_space { /* a region, mappable on the same host */
+    char path[KVF_PEER_PATH];
+    uint64_t dev, ino, size;
+};
+
+struct kvf_peer_ask {
+    uint64_t ask; /* chosen by the asker, unique within its session */
+    struct kvf_slice_str key;
+    bool has_generation, has_incarnation, wait, want_shm;
+    uint64_t generation;
+    struct kvf_id incarnation;
+    uint64_t wait_ms; /* what remains; 0 = no limit */
+    enum kvf_mode mode;
+    uint64_t eager_max;            /* bytes welcome in the GRANT; 0 = none */
+    uint64_t view_pid, view_start; /* engine that will map (mode view) */
+};
+
+struct kvf_peer_grant {
+    uint64_t ask, claim, generation, size;
+    struct kvf_id token;
+    const void *meta;
+    size_t meta_len;
+    bool has_checksum, eager, shm;
+    uint64_t checksum;
+    unsigned n_segs, n_spaces;
+    struct kvf_peer_seg *segs; /* decoded: malloced, freed by _done */
+    struct kvf_peer_space *spaces;
+};
+
+struct kvf_peer_msg {
+    struct kvf_peer_head head;
+    union {
+        struct {
+            struct kvf_peer_pool pool;
+            uint64_t peer_timeout_ms;
+            uint64_t *live; /* claims this side believes live */
+            unsigned n_live;
+            struct kvf_peer_gone *gone;
+            unsigned n_gone;
+        } hello;
+        struct {
+            struct kvf_peer_pool pool;
+            bool shm;          /* owner could open the getter's pool */
+            char shm_why[160]; /* if not: why */
+            bool tcp;
+            char tcp_host[64]; /* numeric */
+            uint16_t tcp_port;
+            uint8_t secret[KVF_SECRET_LEN];
+            uint64_t *dead; /* of hello.live: not live any more */
+            unsigned n_dead;
+        } welcome;
+        struct {
+            uint32_t status;
+            char text[200];
+        } refuse;
+        struct {
+            uint64_t seq;
+        } ping; /* PING, PONG */
+        struct kvf_peer_ask ask;
+        struct {
+            uint64_t ask;
+        } unask;
+        struct kvf_peer_grant grant;
+        struct {
+            uint64_t ask;
+            uint32_t status;
+            uint64_t generation, size;
+            char text[200];
+        } deny;
+        struct {
+            uint64_t claim;
+            struct kvf_id token;
+        } end; /* DONE, ABORT */
+        struct {
+            uint64_t claim;
+        } ended;
+        struct {
+            uint64_t claim;
+            char text[200];
+        } revoked;
+        struct kvf_peer_gone unmapped;
+        struct {
+            char text[200];
+        } bye;
+    } u;
+    const void *payload; /* frame 2 of a GRANT with eager bytes */
+    size_t payload_len;
+    struct kvf_mp mp; /* private */
+    bool decoded;     /* private: arrays belong to the message */
+};
+
+/* Encodes head and body into `w` (reset first). The payload is not copied: it
+ * is sent as a frame of its own. -KVF_INTERNAL when out of memory. */
+int kvf_peer_encode(struct kvf_mpw *w, const struct kvf_peer_msg *m);
+
+/* Decodes and checks every field; strings point into `data`. A version other
+ * than ours: -KVF_MISMATCH with head filled as far as it could be read.
+ * Otherwise -KVF_INVALID. kvf_peer_done in every case. */
+int kvf_peer_decode(struct kvf_peer_msg *m, const void *data, size_t len,
+                    const void *payload, size_t payload_len,
+                    struct kvf_why *why);
+void kvf_peer_done(struct kvf_peer_msg *m);
+#endif
