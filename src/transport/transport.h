@@ -1,0 +1,165 @@
+/* Transports: how the bytes of a claim move. One small vtable, one completion
+ * object, the same conformance suite for all (tests/conformance).
+ *
+ * Words. The *owner* has the payload; the *getter* pulls it (READ) or the
+ * initiator pushes into it (WRITE). A *link* is the getter's way to one owner;
+ * a *remote* is one claim at that owner; an *op* is one posted read or write of
+ * a contiguous piece of the payload.
+ *
+ * Rules.
+ *  - Nothing blocks, and `done` is never called from inside `post`.
+ *  - An op that was posted (post returned 0) completes exactly once, also after
+ *    cancel and close: only then may its memory be reused. Completion of a READ
+ *    means the bytes are in place; of a WRITE that they are applied at the
+ *    other side.
+ *  - "No room now" (-KVF_BUSY) always promises link->on_room.
+ *  - Transports do not retry, do not know deadlines and do not log above debug:
+ *    they report the first cause and the request decides.
+ * One thread. */
+#ifndef KVF_TRANSPORT_TRANSPORT_H
+#define KVF_TRANSPORT_TRANSPORT_H
+
+#include "base/bytes.h"
+#include "base/list.h"
+#include "base/sched.h"
+#include "base/stats.h"
+#include "base/why.h"
+#include "memory/segment.h"
+
+#include <sys/uio.h>
+
+#define KVF_CAP_READ 1u
+#define KVF_CAP_WRITE 2u
+#define KVF_CAP_SAME_HOST 4u /* needs mappings of the owner's memory */
+
+struct kvf_transport;
+struct kvf_link;
+
+/* ---- what a getter knows of a claim ------------------------------------- */
+
+struct kvf_remote_seg {
+    struct kvf_mapping *map; /* SAME_HOST transports: where the bytes are
+                                mapped here; NULL otherwise */
+    uint64_t offset, length; /* in that file */
+};
+
+struct kvf_remote {
+    uint64_t claim;
+    struct kvf_id token;
+    uint64_t size; /* of the payload = sum of the segments */
+    unsigned n_segs;
+    struct kvf_remote_seg *segs; /* may be NULL for tcp */
+};
+
+/* ---- one posted piece ---------------------------------------------------- */
+
+#define KVF_OP_IOV 16 /* local pieces of one op */
+
+struct kvf_transfer_op {
+    struct kvf_list node; /* the transport's while posted */
+    struct kvf_link *link;
+    const struct kvf_remote *remote; /* must outlive the op */
+    bool write;
+    bool cancelled;
+    uint64_t offset, length;      /* in the payload; length > 0 */
+    struct iovec iov[KVF_OP_IOV]; /* local memory, `length` bytes in all */
+    unsigned n_iov;
+    /* status 0 or negative; why (may be NULL) is valid during the call. The op
+     * belongs to its owner again and may be freed or posted anew. */
+    void (*done)(struct kvf_transfer_op *op, int status,
+                 const struct kvf_why *why);
+    /* private to the transport while posted */
+    uint64_t moved, tag;
+    void *priv;
+};
+
+/* ---- the owner's side ---------------------------------------------------- */
+
+/* How a transport that serves bytes asks its owner's daemon whether a request
+ * may touch them. `session` is what kvf_transport_admit was given. */
+struct kvf_serve_ops {
+    /* Checks claim, token, session, range; fills at most *n_iov pieces (on
+     * return: how many; they cover a prefix of [offset, offset+length) when
+     * *n_iov was too small) and pins the memory until unpin(*pin).
+     *   -KVF_STALE    no such live claim      -KVF_DENIED  wrong token/session
+     *   -KVF_INVALID  outside the payload */
+    int (*resolve)(void *arg, void *session, uint64_t claim,
+                   const struct kvf_id *token, bool write, uint64_t offset,
+                   uint64_t length, struct iovec *iov, unsigned *n_iov,
+                   void **pin, struct kvf_why *why);
+    void (*unpin)(void *arg, void *pin);
+};
+
+/* ---- links ----------------------------------------------------------------
+ */
+
+enum kvf_link_state {
+    KVF_LINK_IDLE,
+    KVF_LINK_CONNECTING,
+    KVF_LINK_UP,
+    KVF_LINK_DOWN
+};
+
+/* Embedded in its owner (a peer); filled by kvf_link_open. */
+struct kvf_link {
+    struct kvf_transport *transport;
+    enum kvf_link_state state;
+    void *owner;
+    /* All optional, called from the loop, never from inside a call into the
+     * link. on_down: the link is unusable (first cause in why); ops posted on
+     * it complete with an error. */
+    void (*on_up)(struct kvf_link *link);
+    void (*on_down)(struct kvf_link *link, const struct kvf_why *why);
+    void (*on_room)(struct kvf_link *link);
+    unsigned inflight; /* ops posted, not completed */
+    void *impl;        /* the transport's */
+};
+
+/* Where a link goes: what the owner said in its WELCOME. */
+struct kvf_link_addr {
+    char host[64]; /* numeric; tcp */
+    uint16_t port;
+    uint8_t secret[32];
+};
+
+struct kvf_transport_ops {
+    const char *name; /* the log's word: "shm", "tcp", "rdma" */
+    unsigned caps;
+    void (*destroy)(struct kvf_transport *t);
+    /* Starts; on_up or on_down follow. Ops may be posted at once and wait. */
+    int (*link_open)(struct kvf_transport *t, struct kvf_link *link,
+                     const struct kvf_link_addr *addr, struct kvf_why *why);
+    /* 0 posted | -KVF_BUSY and on_room follows | another error, not posted */
+    int (*post)(struct kvf_link *link, struct kvf_transfer_op *op,
+                struct kvf_why *why);
+    /* The op will complete with -KVF_CANCELLED (or as it was) as soon as
+     * nothing can touch its memory any more; always later, never inside. */
+    void (*cancel)(struct kvf_link *link, struct kvf_transfer_op *op);
+    /* All posted ops complete with an error, later; link->impl is gone when
+     * the call returns and no callback of the link is called again (ops' `done`
+     * are). */
+    void (*link_close)(struct kvf_link *link);
+    /* Bytes one op should move at most, and how many ops in flight keep this
+     * link busy. */
+    uint64_t (*chunk)(const struct kvf_link *link);
+    unsigned (*depth)(const struct kvf_link *link, uint64_t transfer_size);
+};
+
+struct kvf_transport {
+    const struct kvf_transport_ops *ops;
+    struct kvf_sched *sched;
+    struct kvf_stats *stats;
+};
+
+/* Thin inline-able wrappers that also keep link->inflight and check the caps.
+ */
+int kvf_link_open(struct kvf_transport *t, struct kvf_link *link,
+                  const struct kvf_link_addr *addr, struct kvf_why *why);
+int kvf_link_post(struct kvf_link *link, struct kvf_transfer_op *op,
+                  struct kvf_why *why);
+void kvf_link_cancel(struct kvf_link *link, struct kvf_transfer_op *op);
+void kvf_link_close(struct kvf_link *link); /* idempotent */
+/* Transports call this to complete an op. */
+void kvf_op_complete(struct kvf_transfer_op *op, int status,
+                     const struct kvf_why *why);
+#endif
