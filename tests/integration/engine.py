@@ -55,7 +55,8 @@ def act(c, cmd):
 
 
 def main():
-    c = kvf.Client(sys.argv[1])
+    routing_id = sys.argv[2].encode() if len(sys.argv) > 2 else None
+    c = kvf.Client(sys.argv[1], routing_id=routing_id)
     for line in sys.stdin:
         try:
             out = act(c, json.loads(line))

@@ -586,10 +586,10 @@ def header(m):
 class Engine:
     """A Client in another process: kill it, stop it, let it exit."""
 
-    def __init__(self, endpoint, hello=True, prefix=()):
+    def __init__(self, endpoint, hello=True, prefix=(), routing_id=None):
         self.proc = subprocess.Popen(
             list(prefix) + [sys.executable, os.path.join(HERE, "engine.py"),
-                            endpoint],
+                            endpoint] + ([routing_id] if routing_id else []),
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.pid = self.proc.pid
         if hello:
