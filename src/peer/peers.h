@@ -1,0 +1,225 @@
+/* Other daemons. Two separate halves, because the two directions of pulling
+ * have nothing in common but their messages:
+ *
+ *   peer.c, ask.c    the owners that this daemon pulls from (it dials them)
+ *   guest.c          the getters that pull from this daemon (they dial us)
+ *
+ * plus directory.c (which worker is where). One thread, no I/O of its own. */
+#ifndef KVF_PEER_PEERS_H
+#define KVF_PEER_PEERS_H
+
+#include "base/rng.h"
+#include "base/sched.h"
+#include "base/stats.h"
+#include "base/worker.h"
+#include "conf/conf.h"
+#include "peer/channel.h"
+#include "store/store.h"
+#include "transport/transport.h"
+#include "wire/peer_msg.h"
+
+struct kvf_peers;
+struct kvf_peer;
+
+/* How processes that map our memory are watched (daemon/procwatch.c; faked in
+ * tests). */
+struct kvf_proc_watch;
+struct kvf_proc_ops {
+    /* Watches exactly that process; gone() is called once from the loop when it
+     * has ended. -KVF_NOT_FOUND gone already, -KVF_UNSUPPORTED not visible. */
+    int (*watch)(void *ctx, uint64_t pid, uint64_t start,
+                 void (*gone)(void *arg), void *arg,
+                 struct kvf_proc_watch **out, struct kvf_why *why);
+    void (*unwatch)(void *ctx, struct kvf_proc_watch *w); /* NULL is fine */
+};
+
+struct kvf_peers_env {
+    struct kvf_sched *sched;
+    struct kvf_stats *stats;
+    struct kvf_rng *rng;
+    const struct kvf_conf *conf; /* stays valid; may change at reload */
+    struct kvf_id incarnation;
+    struct kvf_store *store;
+    struct kvf_map_cache *maps;
+    struct kvf_channel channel;
+    struct kvf_proc_ops proc;
+    void *proc_ctx;
+    /* Transports that are compiled in and configured; NULL otherwise. */
+    struct kvf_transport *shm, *tcp;
+    /* The own pool, for peers on this host ("" = shm is off). */
+    struct kvf_peer_pool pool;
+    /* Bulk endpoint to advertise; port 0 = none. */
+    char bulk_host[64];
+    uint16_t bulk_port;
+    /* Metadata endpoint as others reach us; to recognise ourselves. */
+    char host[KVF_CONF_TEXT];
+    uint16_t port;
+    /* tcp's admit/expel, behind pointers so that simulation tests can do
+     * without sockets. */
+    int (*admit)(void *ctx, const uint8_t *secret, void *session,
+                 struct kvf_why *why);
+    void (*expel)(void *ctx, void *session);
+    void *admit_ctx;
+    /* A worker came up or went down as seen by this daemon (events). */
+    void (*on_peer)(void *arg, const struct kvf_worker *w, bool up,
+                    const char *reason);
+    void *on_peer_arg;
+};
+
+/* env is copied. */
+int kvf_peers_create(const struct kvf_peers_env *env, struct kvf_peers **out,
+                     struct kvf_why *why);
+/* Says BYE to everybody, ends all claims and asks (asks answered
+ * SHUTTING_DOWN), frees everything. */
+void kvf_peers_destroy(struct kvf_peers *ps);
+
+/* ---- messages from the bound ROUTER ----------------------------------------
+ */
+
+/* A message from a getter. Nothing in it is believed. */
+void kvf_peers_on_message(struct kvf_peers *ps, const void *rid, size_t rid_len,
+                          const void *data, size_t len);
+
+/* What the bulk transport asks about requests of guests (kvf_serve_ops). */
+extern const struct kvf_serve_ops kvf_guest_serve_ops;
+
+/* ---- directory
+ * --------------------------------------------------------------- */
+
+/* Sets or replaces where a worker is (op `peer`, [peer] sections). */
+int kvf_directory_set(struct kvf_peers *ps, const struct kvf_worker *w,
+                      const char *host, uint16_t port, struct kvf_why *why);
+/* Where a worker is: set explicitly, else by the port rule on our own host.
+ * -KVF_INVALID when neither tells. */
+int kvf_directory_find(const struct kvf_peers *ps, const struct kvf_worker *w,
+                       char *host, size_t cap, uint16_t *port,
+                       struct kvf_why *why);
+/* Which worker a get without a complete name means (protocol rule 3): stage
+ * (has_stage false: the one predecessor that the edges give), absent rank
+ * mapped by from_tp/to_tp, absent replica our own. -KVF_INVALID "name `from`"
+ * when that is not exactly one. */
+int kvf_directory_map(const struct kvf_peers *ps, bool has_stage,
+                      uint32_t stage, bool has_rank, uint32_t rank,
+                      bool has_replica, uint32_t replica,
+                      struct kvf_worker *out, struct kvf_why *why);
+
+/* ---- owners that we pull from
+ * ------------------------------------------------- */
+
+enum kvf_peer_state {
+    KVF_PEER_DIALING, /* no session yet: HELLO is sent as soon as possible */
+    KVF_PEER_UP,
+    KVF_PEER_DOWN,   /* had a session, lost it; still trying */
+    KVF_PEER_REFUSED /* it told us that it will never talk to us; tried again
+                        after a while */
+};
+
+/* Somebody (a get) who waits for a peer to come up or wants to know when it
+ * goes down. Embedded. Callbacks come from the loop, never from inside. */
+struct kvf_peer_user {
+    struct kvf_list node;
+    struct kvf_peer *peer;
+    void (*on_up)(struct kvf_peer_user *u);
+    void (*on_down)(struct kvf_peer_user *u, const struct kvf_why *why);
+};
+
+/* The peer at an address; dials it when new. `expect` (may be NULL): the worker
+ * that must be there. -KVF_BUSY at max_peers. */
+int kvf_peer_at(struct kvf_peers *ps, const char *host, uint16_t port,
+                struct kvf_peer **out, struct kvf_why *why);
+bool kvf_peer_is_self(const struct kvf_peers *ps, const char *host,
+                      uint16_t port);
+void kvf_peer_join(struct kvf_peer *p, struct kvf_peer_user *u);
+void kvf_peer_leave(struct kvf_peer_user *u); /* idempotent */
+enum kvf_peer_state kvf_peer_state(const struct kvf_peer *p);
+bool kvf_peer_was_up(const struct kvf_peer *p); /* ever had a session */
+/* Who it said it is; NULL before the first WELCOME. */
+const struct kvf_worker *kvf_peer_worker(const struct kvf_peer *p);
+/* "0.2" or "host:port" while unknown; for logs. Static per peer. */
+const char *kvf_peer_name(const struct kvf_peer *p);
+/* Why it is not up, in words. */
+const struct kvf_why *kvf_peer_why(const struct kvf_peer *p);
+/* True when its pool could be opened here and it opened ours. */
+bool kvf_peer_has_shm(const struct kvf_peer *p);
+/* Why not, in words. */
+const char *kvf_peer_shm_why(const struct kvf_peer *p);
+/* The link of a transport to it, opened on demand; NULL with why when it has
+ * none. */
+struct kvf_link *kvf_peer_link(struct kvf_peer *p, enum kvf_protocol proto,
+                               struct kvf_why *why);
+
+/* A claim that we hold at an owner (or at our own store). Reference counted by
+ * nobody: it has one holder, who ends it exactly once with done or abort. */
+struct kvf_grant {
+    struct kvf_peer *peer;   /* NULL: our own store */
+    struct kvf_claim *local; /* then this */
+    uint64_t generation, size, checksum;
+    bool has_checksum;
+    bool shm;  /* segments are mapped here: view and shm copy are possible */
+    bool lost; /* the owner ended it, or the session is gone */
+    void *meta;
+    size_t meta_len;
+    void *eager; /* the bytes, if they came along (malloced) */
+    struct kvf_remote remote;
+    char (*paths)[KVF_PEER_PATH]; /* per segment, for views of a remote pool;
+                                     "" = the pool of this daemon */
+    /* Set by the holder: the claim is not live any more (why says). Called from
+     * the loop. */
+    void (*on_lost)(struct kvf_grant *g, const struct kvf_why *why);
+    void *user;
+    struct kvf_grant_private *priv;
+};
+/* Counts as read / gives it back. Sent again until the owner acknowledges or
+ * has another incarnation. g is gone. */
+void kvf_grant_done(struct kvf_grant *g);
+void kvf_grant_abort(struct kvf_grant *g);
+/* For a claim of the own store; takes the claim over. */
+struct kvf_grant *kvf_grant_local(struct kvf_peers *ps, struct kvf_claim *claim,
+                                  struct kvf_why *why);
+
+/* A lookup under way. Embedded in its get. Exactly one of the callbacks comes,
+ * from the loop, unless it is taken back. */
+struct kvf_ask {
+    struct kvf_list node;
+    struct kvf_peer *peer;
+    struct kvf_waiter waiter; /* when we are the owner ourselves */
+    uint64_t id;
+    bool active;
+    void (*on_grant)(struct kvf_ask *a, struct kvf_grant *g);
+    void (*on_deny)(struct kvf_ask *a, const struct kvf_why *why,
+                    uint64_t generation, uint64_t size);
+    void *priv;
+};
+/* body->ask is filled in. The peer must be UP. body's strings are copied into
+ * the message at once. */
+int kvf_peer_ask(struct kvf_peer *p, struct kvf_ask *a,
+                 const struct kvf_peer_ask *body, struct kvf_why *why);
+/* No callback will come; a grant that arrives later is aborted. Idempotent. */
+void kvf_peer_unask(struct kvf_ask *a);
+
+/* Tells every owner that views of an earlier start are unmapped
+ * (hello.unmapped). */
+void kvf_peers_unmapped(struct kvf_peers *ps, const struct kvf_peer_gone *gone);
+
+/* ---- introspection
+ * -------------------------------------------------------------- */
+
+struct kvf_peers_gauges {
+    unsigned peers, peers_up, guests, guests_up;
+    unsigned asks;         /* our lookups without an answer */
+    unsigned grants;       /* claims we hold at others */
+    unsigned unacked;      /* DONE and ABORT not acknowledged yet */
+    unsigned guest_asks;   /* gets of others parked here */
+    unsigned guest_claims; /* claims of others on our keys */
+};
+void kvf_peers_gauges(const struct kvf_peers *ps, struct kvf_peers_gauges *g);
+struct kvf_peer_info {
+    bool guest; /* false: we dial it; true: it dials us */
+    const char *name, *host, *state, *transport, *why;
+    uint16_t port;
+    uint64_t asks, claims, silent_ms;
+};
+void kvf_peers_list(const struct kvf_peers *ps,
+                    void (*fn)(void *arg, const struct kvf_peer_info *info),
+                    void *arg);
+#endif
