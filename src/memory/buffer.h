@@ -15,6 +15,7 @@
 #define KVF_MEMORY_BUFFER_H
 
 #include "base/list.h"
+#include "memory/hash.h"
 #include "memory/pool.h"
 #include "memory/segment.h"
 
@@ -41,18 +42,23 @@ struct kvf_buffer {
     struct kvf_list owner_node; /* in the owner's list (a session), or alone */
     const void *owner;          /* opaque to this layer; compared only */
     struct kvf_buffers *table;
-    void *hash_private[8]; /* room for the hash handle; see buffer.c */
+    UT_hash_handle hh; /* by id */
 };
 
 /* `id_base` 0 = from the clock. The segment and pool stay the caller's. */
 struct kvf_buffers *kvf_buffers_create(struct kvf_segment *seg,
                                        struct kvf_pool *pool, uint64_t id_base,
                                        struct kvf_why *why);
+/* Forgets every buffer and region, pinned or not: only once nothing runs. */
 void kvf_buffers_destroy(struct kvf_buffers *t);
 
+/* `state` is FILLING or RECEIVING. The table owns the buffer; the caller may
+ * put owner_node into a list of its own. -KVF_INVALID for size 0, else the
+ * errors of kvf_pool_alloc. */
 int kvf_buffer_alloc(struct kvf_buffers *t, uint64_t size,
                      enum kvf_buffer_state state, const void *owner,
                      struct kvf_buffer **out, struct kvf_why *why);
+/* Also finds buffers that are DRAINING (regions that are retired). */
 struct kvf_buffer *kvf_buffer_find(const struct kvf_buffers *t, uint64_t id);
 uint8_t *kvf_buffer_ptr(const struct kvf_buffer *b);
 /* FILLING -> PUBLISHED, RECEIVING -> HELD and PUBLISHED -> FILLING (an undone
@@ -61,7 +67,8 @@ void kvf_buffer_set_state(struct kvf_buffer *b, enum kvf_buffer_state state);
 void kvf_buffer_pin(struct kvf_buffer *b);
 /* May free the buffer (when DRAINING and this was the last pin). */
 void kvf_buffer_unpin(struct kvf_buffer *b);
-/* -> DRAINING, out of its owner's list; frees at once when unpinned. */
+/* -> DRAINING, out of its owner's list; frees at once when unpinned. Does
+ * nothing when it is DRAINING already. */
 void kvf_buffer_retire(struct kvf_buffer *b);
 
 struct kvf_buffer_gauges { /* bytes, by capacity */
@@ -71,7 +78,8 @@ struct kvf_buffer_gauges { /* bytes, by capacity */
 };
 void kvf_buffers_gauges(const struct kvf_buffers *t,
                         struct kvf_buffer_gauges *out);
-/* Called whenever memory went back to the pool (gets that wait for room). */
+/* Called whenever memory went back to the pool (gets that wait for room). `fn`
+ * should post a task: it runs inside whatever gave the memory back. */
 void kvf_buffers_on_free(struct kvf_buffers *t, void (*fn)(void *arg),
                          void *arg);
 
@@ -86,9 +94,9 @@ struct kvf_region {
     const void *owner;
     struct kvf_list owner_node;
     struct kvf_buffers *table;
-    char path[64]; /* /proc/<daemon pid>/fd/<n>: how others on this host may
-                      map it for reading */
-    void *hash_private[8];
+    char path[64];     /* /proc/<daemon pid>/fd/<n>: how others on this host may
+                          map it for reading */
+    UT_hash_handle hh; /* by id */
 };
 
 /* `map` is taken over on success. */

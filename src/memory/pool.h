@@ -35,6 +35,8 @@ uint64_t kvf_pool_size(const struct kvf_pool *p);         /* all bytes */
 uint64_t kvf_pool_bytes_free(const struct kvf_pool *p);   /* O(1) */
 uint64_t kvf_pool_largest_free(const struct kvf_pool *p); /* O(1) */
 uint64_t kvf_pool_extents(const struct kvf_pool *p);      /* free extents */
+/* Tree nodes visited since create, for tests of how it scales. */
+uint64_t kvf_pool_steps(const struct kvf_pool *p);
 /* Walks everything and checks order, merging, balance, augmentation and sums;
  * returns 0 or -KVF_INTERNAL. For tests. */
 int kvf_pool_check(const struct kvf_pool *p, struct kvf_why *why);

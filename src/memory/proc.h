@@ -28,8 +28,8 @@ struct kvf_proc_id {
 int kvf_proc_start(pid_t pid, uint64_t *start, struct kvf_why *why);
 
 /* pidfd (close-on-exec, readable when the process has ended) of exactly that
- * process. id->start 0 = not checked. *uid: its real uid.
- *   -KVF_NOT_FOUND  gone, or another process has that pid now
+ * process. id->start 0 = not checked. *uid: its effective uid (the owner of
+ * /proc/<pid>). -KVF_NOT_FOUND  gone, or another process has that pid now
  *   -KVF_UNSUPPORTED  not visible here (other PID namespace) */
 int kvf_proc_open(const struct kvf_proc_id *id, int *pidfd, uid_t *uid,
                   struct kvf_why *why);

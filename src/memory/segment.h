@@ -41,11 +41,11 @@ struct kvf_segment {
 };
 
 /* Creates, sizes (fallocate), seals, maps and prefaults. Blocks while it does
- * (only used before the daemon is ready); logs "[POOL] prefaulting 42 %" once a
- * second when it takes longer than that, one warning when mlock is refused
- * (with the `ulimit -l` that would be needed), and one line with the result.
- * Errors name the remedy (memory, cgroup, hugepages).
- * size: bytes, a multiple of 4096 is made of it (rounded up to page_size). */
+ * (only used before the daemon is ready); logs "[POOL] preparing memory: 42 %"
+ * once a second when it takes longer than that, one warning when mlock is
+ * refused (with the `ulimit -l` that would be needed), and one line with the
+ * result. Errors name the remedy (memory, cgroup, hugepages). size: bytes, a
+ * multiple of 4096 is made of it (rounded up to page_size). */
 int kvf_segment_create(struct kvf_segment *s, uint64_t size,
                        const struct kvf_id *incarnation, struct kvf_why *why);
 void kvf_segment_destroy(struct kvf_segment *s);
@@ -63,10 +63,15 @@ struct kvf_mapping {
 };
 
 struct kvf_map_cache; /* by (dev, ino, write); unmaps when the last ref goes,
-                         but keeps up to `idle_max` unused ones */
+                         but keeps up to `idle_max` unused ones
+                         that are read-only */
 
 struct kvf_map_cache *kvf_map_cache_create(unsigned idle_max);
+/* Unmaps all, also what is still held. */
 void kvf_map_cache_destroy(struct kvf_map_cache *mc);
+/* Unmaps what nobody uses: an idle mapping keeps the memory of a dead daemon
+ * allocated, so this is for when a peer is gone. */
+void kvf_map_cache_trim(struct kvf_map_cache *mc);
 
 /* What a mapping must be to be believed. */
 struct kvf_map_expect {
@@ -77,14 +82,16 @@ struct kvf_map_expect {
     bool has_inode;            /* check st_dev and st_ino */
     uint64_t dev, ino;
 };
-/* Opens `path` (O_RDONLY|O_CLOEXEC|O_NOFOLLOW is not possible for /proc links;
- * must be a regular file with F_SEAL_SHRINK), checks it and maps it.
+/* Opens `path`, which must look like /proc/<pid>/fd/<n> (anything else is
+ * -KVF_STALE: nothing a peer sends may open arbitrary files) and be a regular
+ * file with F_SEAL_SHRINK, checks it and maps all of it read-only.
  *   -KVF_UNSUPPORTED  cannot be opened here (other PID namespace, other uid)
  *   -KVF_STALE        opened, but it is not what was told */
 int kvf_map_open(struct kvf_map_cache *mc, const char *path,
                  const struct kvf_map_expect *expect, struct kvf_mapping **out,
                  struct kvf_why *why);
-/* From an fd that the caller verified; takes the fd over on success. */
+/* From an fd that the caller verified; takes the fd over on success. Maps the
+ * whole file, so that m->size may be above `size`. */
 int kvf_map_fd(struct kvf_map_cache *mc, int fd, uint64_t size, bool write,
                struct kvf_mapping **out, struct kvf_why *why);
 void kvf_map_hold(struct kvf_mapping *m);

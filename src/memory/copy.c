@@ -1,0 +1,117 @@
+/* Copies of payload bytes, ordinary and with non-temporal stores.
+ *
+ * A non-temporal store does not first read the line it overwrites and does not
+ * push other data out of the caches: it wins for blocks that are cold or large
+ * and loses for small hot ones. Streams need an aligned destination, so the
+ * ends are copied plainly. No failure modes. */
+#include "memory/copy.h"
+
+#include <stdint.h>
+#include <string.h>
+
+const size_t kvf_copy_nt_min = 256u << 10;
+
+#if defined(__x86_64__)
+
+#include <immintrin.h>
+
+#define BLOCK 256u /* bytes a turn: four lines in flight */
+
+__attribute__((target("avx512f"))) static void
+stream512(uint8_t *dst, const uint8_t *src, size_t n)
+{
+    for (; n >= BLOCK; n -= BLOCK, dst += BLOCK, src += BLOCK) {
+        __m512i a = _mm512_loadu_si512(src);
+        __m512i b = _mm512_loadu_si512(src + 64);
+        __m512i c = _mm512_loadu_si512(src + 128);
+        __m512i d = _mm512_loadu_si512(src + 192);
+
+        _mm512_stream_si512((void *)dst, a);
+        _mm512_stream_si512((void *)(dst + 64), b);
+        _mm512_stream_si512((void *)(dst + 128), c);
+        _mm512_stream_si512((void *)(dst + 192), d);
+    }
+}
+
+__attribute__((target("avx2"))) static void
+stream256(uint8_t *dst, const uint8_t *src, size_t n)
+{
+    for (; n >= BLOCK; n -= BLOCK, dst += BLOCK, src += BLOCK) {
+        __m256i v[BLOCK / 32];
+
+        for (unsigned i = 0; i < BLOCK / 32; i++)
+            v[i] = _mm256_loadu_si256((const void *)(src + 32 * i));
+        for (unsigned i = 0; i < BLOCK / 32; i++)
+            _mm256_stream_si256((void *)(dst + 32 * i), v[i]);
+    }
+}
+
+static void stream128(uint8_t *dst, const uint8_t *src, size_t n)
+{
+    for (; n >= BLOCK; n -= BLOCK, dst += BLOCK, src += BLOCK) {
+        __m128i v[BLOCK / 16];
+
+        for (unsigned i = 0; i < BLOCK / 16; i++)
+            v[i] = _mm_loadu_si128((const void *)(src + 16 * i));
+        for (unsigned i = 0; i < BLOCK / 16; i++)
+            _mm_stream_si128((void *)(dst + 16 * i), v[i]);
+    }
+}
+
+struct kernel {
+    const char *name;
+    void (*stream)(uint8_t *dst, const uint8_t *src, size_t n);
+};
+
+/* The compiler's runtime has the answers ready: a load and a test each. */
+static struct kernel choose(void)
+{
+    if (__builtin_cpu_supports("avx512f"))
+        return (struct kernel){"avx512", stream512};
+    if (__builtin_cpu_supports("avx2"))
+        return (struct kernel){"avx2", stream256};
+    return (struct kernel){"sse2", stream128};
+}
+
+static void copy_nt(uint8_t *dst, const uint8_t *src, size_t n)
+{
+    size_t head = (64 - ((uintptr_t)dst & 63)) & 63, body;
+
+    if (n < head + BLOCK) {
+        memcpy(dst, src, n);
+        return;
+    }
+    body = (n - head) / BLOCK * BLOCK;
+    memcpy(dst, src, head);
+    choose().stream(dst + head, src + head, body);
+    memcpy(dst + head + body, src + head + body, n - head - body);
+    _mm_sfence();
+}
+
+const char *kvf_copy_kernel(void)
+{
+    return choose().name;
+}
+
+#else
+
+static void copy_nt(uint8_t *dst, const uint8_t *src, size_t n)
+{
+    memcpy(dst, src, n);
+}
+
+const char *kvf_copy_kernel(void)
+{
+    return "plain";
+}
+
+#endif
+
+void kvf_copy(void *dst, const void *src, size_t n, bool nt)
+{
+    if (nt)
+        copy_nt(dst, src, n);
+    else
+        memcpy(dst, src, n);
+    __atomic_thread_fence(__ATOMIC_RELEASE);
+}
