@@ -12,7 +12,8 @@
 #define KVF_MAX_SEGMENTS 1024u
 #define KVF_MAX_ID 4096u /* bytes of an encoded id */
 #define KVF_MAX_MGET 16384u
-#define KVF_MAX_MS (1000ull * 3600 * 24 * 365) /* longest duration, one year   \
+#define KVF_MAX_READERS 1000000u
+#define KVF_MAX_MS (1000ull * 3600 * 24 * 365) /* one year: longest duration   \
                                                 */
 
 #define KVF_OPS(X)                                                             \
@@ -132,7 +133,7 @@ struct kvf_req {
     union {
         struct kvf_req_hello hello;
         struct {
-            uint64_t size;
+            uint64_t size; /* >= 1; clamped to INT64_MAX */
         } alloc;
         struct {
             uint64_t id;
@@ -163,6 +164,7 @@ struct kvf_req {
         } list;
         struct {
             struct kvf_worker worker;
+            bool has_replica; /* absent: the daemon's own */
             struct kvf_endpoint at;
         } peer;
         struct {
@@ -170,9 +172,7 @@ struct kvf_req {
             uint64_t timeout_ms;
         } drain;
     } u;
-    /* private: what the pointers above point into */
-    struct kvf_mp mp;
-    void *arena[4];
+    struct kvf_mp mp; /* private: what the pointers above point into */
 };
 
 /* Decodes header (one frame) and optional payload frame. On -KVF_INVALID
@@ -182,11 +182,17 @@ struct kvf_req {
  * `put` only. Composes `request_id:from_to` keys, and for a get sets
  * from.stage. Metadata that cannot be used counts as absent (never an error),
  * except that a usable generation or incarnation in it binds.  */
+/* Blocks never; `req` need not be initialised. Strings, payload, id and target
+ * point into the caller's frames, which must stay until kvf_req_done. Where two
+ * lengths of `into` are known, overlaps are refused here; the rest is for whom
+ * knows the sizes. -KVF_INTERNAL: out of memory. */
 int kvf_req_decode(struct kvf_req *req, const void *header, size_t header_len,
                    const void *payload, size_t payload_len, bool has_payload,
                    struct kvf_why *why);
 /* Get number i of an mget; owned by req until kvf_req_done, except the
- * `into` array, which kvf_req_get_done frees. */
+ * `into` array, which kvf_req_get_done frees. (That of a plain get belongs to
+ * req; who takes it over sets req->u.get.into to NULL.) i < u.mget.n. After a
+ * failure *out holds nothing and the other items are still good. */
 int kvf_req_mget_item(struct kvf_req *req, unsigned i, struct kvf_req_get *out,
                       struct kvf_why *why);
 void kvf_req_get_done(struct kvf_req_get *get);

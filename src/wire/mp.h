@@ -21,12 +21,29 @@ struct kvf_mp {
     msgpack_object root;
 };
 
-/* Reads exactly one value that fills all of the bytes. Checks the whole
+/* Reads exactly one value that fills all of the bytes. `m` need not be
+ * initialised, and must have been given to kvf_mp_done since an earlier parse;
+ * call kvf_mp_done also after a failure. Does not block. Checks the whole
  * structure first (bounds, depth, item count), so that a few bytes that claim a
  * billion elements allocate nothing. -KVF_INVALID with the reason. */
 int kvf_mp_parse(struct kvf_mp *m, const void *data, size_t size,
                  struct kvf_why *why);
 void kvf_mp_done(struct kvf_mp *m); /* idempotent */
+
+/* One top-level value as it stood in the bytes, head included. */
+struct kvf_mp_raw {
+    const char *key;  /* wanted */
+    const uint8_t *p; /* NULL: not seen. The last one wins. */
+    size_t len;
+};
+
+/* kvf_mp_parse for a message that has to be a map with string keys (no bytes at
+ * all count as an empty map, `root` is then one). Fills `raw` in the same pass,
+ * and, when the message turns out to be bad, with what was seen until then: an
+ * id can so be echoed. */
+int kvf_mp_parse_map(struct kvf_mp *m, const void *data, size_t size,
+                     struct kvf_mp_raw *raw, unsigned n_raw,
+                     struct kvf_why *why);
 
 /* Value of a string key in a map, NULL when absent (the last one wins when a
  * key stands twice) or when `map` is not a map. nil counts as absent. */
@@ -48,6 +65,10 @@ int kvf_mp_map(const msgpack_object *map, const char *key,
                const msgpack_object **out, struct kvf_why *why);
 int kvf_mp_array(const msgpack_object *map, const char *key, size_t max,
                  const msgpack_object **out, struct kvf_why *why);
+/* The text "field KEY: missing"; returns -KVF_INVALID. */
+int kvf_mp_missing(struct kvf_why *why, const char *key);
+/* "int", "str", "map", ... for messages. Never NULL. */
+const char *kvf_mp_type_name(const msgpack_object *o);
 
 bool kvf_utf8_valid(const char *s, size_t len);
 
