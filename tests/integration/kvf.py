@@ -269,9 +269,11 @@ class Daemon:
         return c
 
     def engine(self):
-        """A client with a session."""
+        """A client with a session. `me` names this daemon as a get's
+        source, so that the get may wait here and meets tombstones."""
         c = self.client()
         c.hello()
+        c.me = {"host": self.peer_host, "port": self.peer_port}
         return c
 
     def stats(self):

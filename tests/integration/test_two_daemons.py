@@ -1,0 +1,495 @@
+"""A key goes from one daemon to another: transports, waiting, addressing."""
+import re
+import socket
+import time
+
+import pytest
+
+import kvf
+from kvf import KIB, MIB, until
+
+TCP = {"connector": {"protocol": "tcp"}}
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def fixed_port(port, stage=0, rank=0):
+    """Configuration by which that worker's metadata port is `port`."""
+    return {"connector": {"zmq_port": port - 100 - 16 * rank - stage}}
+
+
+def ms(began):
+    return (time.monotonic() - began) * 1000
+
+
+# -- modes and transports -------------------------------------------------
+def test_small_key_travels_eagerly(pair):
+    data = kvf.pattern(4 * KIB)
+    pair.a.put("k", data)
+    g = pair.b.ok("get", key="k")
+    assert g["transport"] == "eager" and g["mode"] == "copy"
+    assert pair.b.bytes_of(g) == data
+    pair.b.ok("release", buffer=g["buffer"])
+
+
+def test_small_key_inline(pair):
+    pair.a.ok("put", b"tiny", key="k", meta=b"m")
+    g = pair.b.ok("get", key="k", mode="inline")
+    assert g.payload == b"tiny" and g["meta"] == b"m"
+    assert g["mode"] == "inline"
+
+
+def test_auto_on_the_same_host_is_a_view(pair):
+    data = kvf.pattern(3 * MIB + 5)
+    pair.a.put("k", data)
+    g = pair.b.ok("get", key="k")
+    assert g["transport"] == "shm" and g["mode"] == "view"
+    assert g["segments"][0]["path"]
+    m = pair.b.map(g["segments"][0]["path"])
+    assert kvf.header(m)[3] == pair.src.incarnation
+    assert pair.b.bytes_of(g) == data
+    assert pair.src.pool()["free"] < pair.src.pool()["size"] - 3 * MIB
+    pair.b.ok("release", buffer=g["buffer"])
+    pair.src.assert_all_free()
+
+
+@pytest.mark.parametrize("size", [65537, MIB, 20 * MIB + 3])
+def test_shm_copy(pair, size):
+    data = kvf.pattern(size, 2)
+    pair.a.put("k", data)
+    g = pair.b.ok("get", key="k", mode="copy")
+    assert g["transport"] == "shm" and g["mode"] == "copy"
+    assert pair.dst.pool()["held"] >= size
+    assert pair.b.bytes_of(g) == data
+    pair.b.ok("release", buffer=g["buffer"])
+
+
+@pytest.mark.parametrize("size", [65537, MIB, 20 * MIB + 3])
+@pytest.mark.parametrize("mode", ["auto", "copy"])
+def test_tcp_copy(tcp_pair, size, mode):
+    data = kvf.pattern(size, 3)
+    tcp_pair.a.put("k", data)
+    g = tcp_pair.b.ok("get", key="k", mode=mode)
+    assert g["transport"] == "tcp" and g["mode"] == "copy"
+    assert tcp_pair.b.bytes_of(g) == data
+    tcp_pair.b.ok("release", buffer=g["buffer"])
+
+
+@pytest.mark.parametrize("protocol", ["tcp", "shm", "auto"])
+def test_get_into_segments_of_several_buffers(pair_of, protocol):
+    p = pair_of(conf={"connector": {"protocol": protocol}})
+    data = kvf.pattern(1000001, 4)
+    half = [p.a.filled(data[:444444]), p.a.filled(data[444444:])]
+    p.a.ok("put", key="k", segments=[{"buffer": x["buffer"]} for x in half])
+    one, two = p.b.alloc(700000), p.b.alloc(300001)
+    p.b.ok("get", key="k", into=[{"buffer": one["buffer"]},
+                                 {"buffer": two["buffer"]}])
+    assert p.b.peek(one) + p.b.peek(two) == data
+    for x in (one, two):
+        p.b.ok("free", buffer=x["buffer"])
+
+
+def test_into_of_a_small_key(pair):
+    pair.a.put("k", b"abc" * 100)
+    b = pair.b.alloc(300)
+    pair.b.ok("get", key="k", into=[{"buffer": b["buffer"]}])
+    assert pair.b.peek(b) == b"abc" * 100
+    pair.b.ok("free", buffer=b["buffer"])
+
+
+def test_view_without_shm_is_unsupported_and_consumes_nothing(tcp_pair):
+    data = kvf.pattern(200000)
+    tcp_pair.a.put("k", data)
+    tcp_pair.b.want("UNSUPPORTED", "get", key="k", mode="view")
+    assert tcp_pair.b.fetch("k", mode="copy") == data
+
+
+def test_remote_mismatch_consumes_nothing(pair):
+    data = kvf.pattern(200000)
+    pair.a.put("k", data)
+    b = pair.b.alloc(199999)["buffer"]
+    r = pair.b.want("MISMATCH", "get", key="k", into=[{"buffer": b}])
+    assert r["size"] == 200000
+    pair.b.ok("free", buffer=b)
+    assert pair.b.fetch("k") == data
+
+
+def test_remote_inline_too_large_consumes_nothing(pair):
+    data = kvf.pattern(65537)
+    pair.a.put("k", data)
+    pair.b.want("TOO_LARGE", "get", key="k", mode="inline")
+    assert pair.b.fetch("k") == data
+
+
+@pytest.mark.parametrize("protocol", ["auto", "tcp"])
+def test_checksum_is_verified_by_the_receiver(pair_of, protocol):
+    p = pair_of(conf={"connector": {"protocol": protocol}})
+    for size in (5000, 300000):
+        data = kvf.pattern(size)
+        buf = p.a.filled(data)
+        p.a.ok("put", key="k", checksum=True,
+               segments=[{"buffer": buf["buffer"]}])
+        p.a.fill(buf, b"\xff\xfe", at=size // 2)
+        p.b.want("CORRUPT", "get", key="k", mode="copy")
+        p.a.fill(buf, data[size // 2:size // 2 + 2], at=size // 2)
+        g = p.b.ok("get", key="k", mode="copy")
+        assert g["checksum"] == kvf.xxh3(data)
+        assert p.b.bytes_of(g) == data
+        p.b.ok("release", buffer=g["buffer"])
+
+
+def test_timing_adds_up(pair):
+    pair.a.put("k", kvf.pattern(4 * MIB))
+    began = time.monotonic()
+    g = pair.b.ok("get", key="k", mode="copy")
+    took = ms(began) * 1000
+    t = g["timing"]
+    assert t["total_us"] <= took + 1000
+    assert t["lookup_us"] + t["wait_us"] + t["transfer_us"] <= (
+        t["total_us"] + 1000)
+    pair.b.ok("release", buffer=g["buffer"])
+
+
+def test_consumed_key_is_free_at_the_owner_after_the_get(pair):
+    pair.a.put("k", kvf.pattern(MIB), notify=True)
+    pair.b.fetch("k", mode="copy")
+    e = pair.a.event(event="retired")
+    assert e["reason"] == "consumed" and e["readers_done"] == 1
+    pair.src.assert_all_free()
+
+
+def test_local_key_wins_over_the_remote_one(pair):
+    pair.a.put("k", b"remote")
+    pair.b.put("k", b"local")
+    g = pair.b.ok("get", key="k", mode="inline")
+    assert g.payload == b"local" and g["transport"] == "local"
+
+
+# -- waiting --------------------------------------------------------------
+@pytest.mark.parametrize("mode", ["inline", "copy", "view"])
+def test_get_before_put_is_answered_by_the_put(pair, mode):
+    w = pair.b.send("get", key="k", mode=mode)
+    pair.b.ok("ping")
+    data = kvf.pattern(200000 if mode != "inline" else 2000)
+    pair.a.put("k", data)
+    g = pair.b.recv(w)
+    assert g.status == "OK" and pair.b.bytes_of(g) == data
+    if g.get("buffer"):
+        pair.b.ok("release", buffer=g["buffer"])
+
+
+def test_parked_get_is_answered_at_once(pair):
+    pair.meet()
+    took = []
+    for i in range(20):
+        w = pair.b.send("get", key=f"k{i}", mode="inline")
+        pair.b.ok("ping")
+        began = time.monotonic()
+        pair.a.send("put", b"x", key=f"k{i}")
+        assert pair.b.recv(w).status == "OK"
+        took.append(ms(began))
+        pair.a.recv()
+    assert sorted(took)[10] < 10 * kvf.SLOW
+
+
+def test_key_that_does_not_come_is_a_timeout(pair):
+    pair.meet()
+    began = time.monotonic()
+    pair.b.want("TIMEOUT", "get", key="never", timeout_ms=300)
+    assert 290 <= ms(began) <= 300 + 500 * kvf.SLOW
+
+
+def test_default_timeout_comes_from_the_configuration(pair_of):
+    p = pair_of(conf={"connector": {"get_sub_timeout_ms": 250}})
+    began = time.monotonic()
+    p.b.want("TIMEOUT", "get", key="never")
+    assert 240 <= ms(began) <= 250 + 1000 * kvf.SLOW
+
+
+def test_owner_that_is_not_there_is_unreachable_at_the_deadline(make):
+    d = make(1)
+    began = time.monotonic()
+    d.engine().want("PEER_UNREACHABLE", "get", key="k", timeout_ms=400,
+                    source={"host": "127.0.0.1", "port": free_port()})
+    assert 390 <= ms(began) <= 400 + 1000 * kvf.SLOW
+
+
+def test_get_whose_owner_has_not_started_yet(make):
+    port = free_port()
+    dst = make(1)
+    b = dst.engine()
+    b.ok("peer", stage=0, rank=0, host="127.0.0.1", port=port)
+    w = b.send("get", key="k", timeout_ms=30000, mode="inline")
+    b.ok("ping")
+    src = make(0, conf=fixed_port(port))
+    assert src.peer_port == port
+    src.engine().ok("put", b"here", key="k")
+    g = b.recv(w, timeout=20 * kvf.SLOW)
+    assert g.status == "OK" and g.payload == b"here"
+
+
+def test_wait_false_before_any_session_is_not_found_then_connects(pair):
+    pair.a.ok("put", b"x", key="k", readers=0)
+    pair.b.want("NOT_FOUND", "get", key="k", wait=False, mode="inline")
+    until(lambda: pair.b.request("get", key="k", wait=False,
+                                 mode="inline").status == "OK", "session up")
+
+
+def test_wait_false_of_a_missing_key_is_not_found(pair):
+    pair.meet()
+    pair.b.want("NOT_FOUND", "get", key="k", wait=False)
+
+
+def test_wait_false_with_all_readers_claimed_is_busy(pair):
+    pair.meet()
+    pair.a.put("k", kvf.pattern(MIB))
+    g = pair.b.ok("get", key="k", mode="view")
+    pair.b.want("BUSY", "get", key="k", wait=False)
+    pair.b.ok("release", buffer=g["buffer"])
+
+
+def test_wait_false_with_the_owner_down_is_unreachable(pair):
+    pair.meet()
+    pair.src.kill()
+    pair.dst.wait_log(r"\[KVF PEER\] .* down")
+    pair.b.want("PEER_UNREACHABLE", "get", key="k", wait=False)
+
+
+# -- generations ----------------------------------------------------------
+def test_older_metadata_is_stale(pair):
+    old = pair.a.put("k", b"x" * 100)["metadata"]
+    pair.a.put("k", b"y" * 100)
+    pair.b.want("STALE", "get", key="k", metadata=old)
+    pair.b.want("STALE", "get", key="k", generation=old["generation"])
+    assert pair.b.fetch("k", mode="inline") == b"y" * 100
+
+
+def test_metadata_of_another_incarnation_is_stale(pair):
+    m = pair.a.put("k", b"x" * 100)["metadata"]
+    pair.b.want("STALE", "get", key="k",
+                metadata=dict(m, incarnation=b"\x05" * 16))
+    pair.b.ok("get", key="k", metadata=m, mode="inline")
+
+
+def test_newer_generation_waits(pair):
+    g = pair.a.put("k", b"x", readers=0)["generation"]
+    w = pair.b.send("get", key="k", generation=g + 1, mode="inline")
+    pair.b.ok("ping")
+    assert w not in pair.b.replies
+    g2 = pair.a.put("k", b"y")["generation"]
+    r = pair.b.recv(w)
+    assert r.status == ("OK" if g2 == g + 1 else "STALE")
+
+
+# -- naming the sender ----------------------------------------------------
+def test_whole_metadata_is_enough(make):
+    src, dst = make(0), make(1)
+    m = src.engine().put("k", b"x" * 1000)["metadata"]
+    assert dst.engine().fetch(m["key"], metadata=m) == b"x" * 1000
+
+
+def test_partial_metadata_is_enough(make):
+    src, dst = make(0), make(1)
+    m = src.engine().put("k", b"x" * 1000)["metadata"]
+    assert dst.engine().fetch("k", metadata={
+        "source_host": m["source_host"],
+        "source_port": m["source_port"]}) == b"x" * 1000
+
+
+@pytest.mark.parametrize("junk", [
+    {}, {"source_host": 5}, {"source_host": "", "source_port": 0},
+    {"source_port": 70000, "source_host": "127.0.0.1"},
+    {"source_host": None, "source_port": None}, {"what": [1, {"a": 2}]}],
+    ids=str)
+def test_metadata_that_cannot_be_used_counts_as_absent(pair, junk):
+    pair.a.put("k", b"x" * 1000)
+    assert pair.b.fetch("k", metadata=junk) == b"x" * 1000
+
+
+def test_metadata_that_is_no_map_is_invalid(pair):
+    pair.b.want("INVALID", "get", key="k", metadata=[1])
+
+
+def test_source_names_host_and_port(make):
+    src, dst = make(0), make(1)
+    src.engine().put("k", b"x" * 1000)
+    assert dst.engine().fetch("k", source={
+        "host": "127.0.0.1", "port": src.peer_port}) == b"x" * 1000
+
+
+def test_from_names_the_worker(make):
+    src, dst = make(0, rank=3), make(1)
+    dst.knows(src)
+    src.engine().put("k", b"x" * 1000)
+    assert dst.engine().fetch("k", from_={"stage": 0, "rank": 3}) == (
+        b"x" * 1000)
+
+
+def test_from_goes_before_source_and_metadata(pair):
+    m = pair.a.put("k", b"x" * 1000)["metadata"]
+    dead = {"host": "127.0.0.1", "port": free_port()}
+    assert pair.b.fetch("k", from_={"stage": 0}, source=dead, metadata=dict(
+        m, source_port=dead["port"])) == b"x" * 1000
+
+
+def test_request_id_names_key_and_stage(pair):
+    pair.a.ok("put", b"x", request_id="r", from_=0, to=1)
+    g = pair.b.ok("get", request_id="r", from_=0, to=1, mode="inline")
+    assert g.payload == b"x"
+
+
+def test_peer_section_tells_where_a_worker_is(make):
+    src = make(0)
+    dst = make(1, conf={"peer 0.0": {"host": "127.0.0.1",
+                                     "port": src.peer_port}})
+    src.engine().put("k", b"x" * 1000)
+    assert dst.engine().fetch("k") == b"x" * 1000
+
+
+@pytest.mark.parametrize("from_tp,to_tp,rank,owner", [
+    (2, 4, 0, 0), (2, 4, 1, 0), (2, 4, 2, 1), (2, 4, 3, 1), (4, 4, 2, 2)])
+def test_ranks_are_mapped_by_the_edge(make, from_tp, to_tp, rank, owner):
+    edge = {"edge 0->1": {"from_tp": from_tp, "to_tp": to_tp}}
+    src = make(0, rank=owner, conf=edge)
+    dst = make(1, rank=rank, conf=edge)
+    dst.knows(src)
+    src.engine().put("k", b"x" * 1000, readers=2)
+    assert dst.engine().fetch("k") == b"x" * 1000
+    assert dst.engine().fetch("k", from_={"stage": 0}) == b"x" * 1000
+
+
+def test_two_senders_by_tp_need_a_name(make):
+    d = make(1, conf={"edge 0->1": {"from_tp": 4, "to_tp": 2}})
+    r = d.engine().want("INVALID", "get", key="k", timeout_ms=500)
+    assert "from" in r["message"]
+
+
+def test_no_or_two_predecessors_need_a_name(make):
+    r = make(0).engine().want("INVALID", "get", key="k", timeout_ms=500)
+    assert "from" in r["message"]
+    d = make(2, conf={"edge 0->2": {"from_tp": 1},
+                      "edge 1->2": {"from_tp": 1}})
+    r = d.engine().want("INVALID", "get", key="k", timeout_ms=500)
+    assert "from" in r["message"]
+
+
+def test_other_cluster_is_refused_with_a_reason_on_both_sides(make):
+    src = make(0, conf={"worker": {"cluster": "red"}})
+    dst = make(1, conf={"worker": {"cluster": "blue"}})
+    dst.knows(src)
+    src.engine().put("k", b"x")
+    r = dst.engine().request("get", key="k", timeout_ms=700)
+    assert r.status in ("PEER_UNREACHABLE", "MISMATCH", "DENIED")
+    for d in (src, dst):
+        d.wait_log("cluster")
+
+
+# -- several at once ------------------------------------------------------
+@pytest.mark.parametrize("protocol", ["auto", "tcp"])
+def test_a_thousand_pipelined_gets(pair_of, protocol):
+    p = pair_of(conf={"connector": {"protocol": protocol}})
+    n = 1000
+    for i in range(n):
+        p.a.send("put", f"value {i}".encode() * 20, key=f"k{i}")
+    for i in range(n):
+        assert p.a.recv().status == "OK"
+    ids = {p.b.send("get", key=f"k{i}", mode="inline"): i for i in range(n)}
+    for w, i in ids.items():
+        assert p.b.recv(w).payload == f"value {i}".encode() * 20
+
+
+def test_many_large_gets_at_once(tcp_pair):
+    n, size = 30, MIB
+    for i in range(n):
+        tcp_pair.a.put(f"k{i}", kvf.pattern(size, i))
+    ids = {tcp_pair.b.send("get", key=f"k{i}", mode="copy"): i
+           for i in range(n)}
+    for w, i in ids.items():
+        g = tcp_pair.b.recv(w)
+        assert g.status == "OK", dict(g)
+        assert tcp_pair.b.bytes_of(g) == kvf.pattern(size, i)
+        tcp_pair.b.ok("release", buffer=g["buffer"])
+
+
+def test_both_directions_at_once(pair):
+    pair.src.knows(pair.dst)
+    for i in range(10):
+        pair.a.put(f"a{i}", kvf.pattern(300000, i))
+        pair.b.put(f"b{i}", kvf.pattern(300000, 50 + i))
+    for i in range(10):
+        assert pair.b.fetch(f"a{i}", mode="copy") == kvf.pattern(300000, i)
+        assert pair.a.fetch(f"b{i}", mode="copy", from_={"stage": 1}) == (
+            kvf.pattern(300000, 50 + i))
+
+
+def test_window_size_and_inflight_bound_but_do_not_block(pair_of):
+    edge = {"edge 0->1": {"window_size": "1MiB", "max_inflight": 2}}
+    p = pair_of(conf=kvf.merge(edge, TCP))
+    for i in range(12):
+        p.a.put(f"k{i}", kvf.pattern(700000, i))
+    ids = {p.b.send("get", key=f"k{i}", mode="copy"): i for i in range(12)}
+    for w, i in ids.items():
+        g = p.b.recv(w)
+        assert g.status == "OK" and p.b.bytes_of(g) == kvf.pattern(700000, i)
+        p.b.ok("release", buffer=g["buffer"])
+
+
+# -- log lines ------------------------------------------------------------
+def test_log_line_of_a_put(pair):
+    r = pair.a.put("my key=\"1\"", b"x" * 100, readers=3, ttl_ms=5000)
+    m = pair.src.wait_log(r"\[KVF PUT\] key=(\S+) gen=(\d+) size=100 "
+                          r"readers=3 ttl_ms=5000 segments=1$")
+    assert int(m[2]) == r["generation"]
+    assert not re.search(r"[\s=\"]", m[1])
+
+
+def test_log_line_of_a_view_says_zero_copy(pair):
+    pair.a.put("k", kvf.pattern(MIB))
+    pair.b.fetch("k", mode="view")
+    pair.dst.wait_log(
+        r"\[KVF GET\] key=k gen=\d+ size=1048576 transport=shm mode=view "
+        r"attempts=\d+ lookup_us=\d+ wait_us=\d+ transfer_us=\d+ "
+        r"total_us=\d+ MBps=[\d.]+ \(fast_path, zero-copy\)$")
+
+
+def test_log_line_of_a_copy_does_not(tcp_pair):
+    tcp_pair.a.put("k", kvf.pattern(MIB))
+    tcp_pair.b.fetch("k", mode="copy")
+    tcp_pair.dst.wait_log(
+        r"\[KVF GET\] key=k gen=\d+ size=1048576 transport=tcp mode=copy "
+        r"attempts=1 lookup_us=\d+ wait_us=\d+ transfer_us=\d+ "
+        r"total_us=\d+ MBps=[\d.]+$")
+    assert "zero-copy" not in tcp_pair.dst.log()
+
+
+def test_log_lines_of_a_timeout(pair):
+    pair.meet()
+    pair.b.want("TIMEOUT", "get", key="k", timeout_ms=150)
+    pair.dst.wait_log(r"\[KVF TIMEOUT\] key=k waited_ms=\d+ phase=wait "
+                      r"owner=\S+")
+    pair.dst.wait_log(r"\[KVF GET\] key=k failed status=TIMEOUT "
+                      r"attempts=\d+ after_ms=\d+: .+")
+
+
+def test_log_line_of_a_retirement(pair):
+    pair.a.put("k", b"x" * 100)
+    pair.b.fetch("k", mode="inline")
+    pair.src.wait_log(r"\[KVF RETIRE\] key=k gen=\d+ reason=consumed "
+                      r"readers_done=1 age_ms=\d+")
+
+
+def test_log_lines_of_a_peer(pair):
+    pair.meet()
+    pair.dst.wait_log(r"\[KVF PEER\] \S+ up")
+    pair.src.kill()
+    pair.dst.wait_log(r"\[KVF PEER\] \S+ down")
+    pair.src.start()
+    pair.dst.knows(pair.src)
+    a = pair.src.engine()
+    a.put("again", b"y")
+    until(lambda: pair.b.request("get", key="again", mode="inline",
+                                 timeout_ms=2000).status == "OK", "back")
