@@ -19,7 +19,8 @@ struct kvf_broker_reply {
 #define KVF_BROKER_WAIT_MS 200
 
 /* O_PATH fd (close-on-exec) of /proc/<pid>/fd/<fd>, or a negative errno
- * (-ETIMEDOUT when the broker is silent, -EPIPE when it is gone). Waits at most
+ * (-ETIMEDOUT when the broker is silent, -EPIPE or
+ * -ECONNRESET when it is gone). Waits at most
  * KVF_BROKER_WAIT_MS. */
 int kvf_broker_open(int broker, pid_t pid, int fd);
 #endif

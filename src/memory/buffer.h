@@ -78,6 +78,8 @@ struct kvf_buffer_gauges { /* bytes, by capacity */
 };
 void kvf_buffers_gauges(const struct kvf_buffers *t,
                         struct kvf_buffer_gauges *out);
+/* Next id of the common counter (buffers, regions, views). */
+uint64_t kvf_buffers_next_id(struct kvf_buffers *t);
 /* Called whenever memory went back to the pool (gets that wait for room). `fn`
  * should post a task: it runs inside whatever gave the memory back. */
 void kvf_buffers_on_free(struct kvf_buffers *t, void (*fn)(void *arg),
