@@ -1,9 +1,14 @@
+/* Timers in a binary heap, tasks and slices in lists. A turn runs what was
+ * there when it began: what its handlers add waits for the next turn, so that
+ * none of them can starve the sockets. */
 #include "base/sched.h"
 
 #include <stdlib.h>
 #include <time.h>
 
 #define SLICE_BUDGET_NS (200 * KVF_NS_PER_US)
+/* Ends a turn even if the clock stands still, as a test's may. */
+#define SLICES_PER_TURN 1024
 
 static uint64_t monotonic_ns(void *arg)
 {
@@ -64,9 +69,14 @@ static void heap_place(struct kvf_sched *s, size_t i, struct kvf_timer *t)
     t->slot = i + 1;
 }
 
+static bool before(const struct kvf_timer *a, const struct kvf_timer *b)
+{
+    return a->due_ns < b->due_ns || (a->due_ns == b->due_ns && a->seq < b->seq);
+}
+
 static void heap_up(struct kvf_sched *s, size_t i, struct kvf_timer *t)
 {
-    while (i > 0 && s->heap[(i - 1) / 2]->due_ns > t->due_ns) {
+    while (i > 0 && before(t, s->heap[(i - 1) / 2])) {
         heap_place(s, i, s->heap[(i - 1) / 2]);
         i = (i - 1) / 2;
     }
@@ -80,10 +90,9 @@ static void heap_down(struct kvf_sched *s, size_t i, struct kvf_timer *t)
 
         if (kid >= s->heap_len)
             break;
-        if (kid + 1 < s->heap_len &&
-            s->heap[kid + 1]->due_ns < s->heap[kid]->due_ns)
+        if (kid + 1 < s->heap_len && before(s->heap[kid + 1], s->heap[kid]))
             kid++;
-        if (s->heap[kid]->due_ns >= t->due_ns)
+        if (!before(s->heap[kid], t))
             break;
         heap_place(s, i, s->heap[kid]);
         i = kid;
@@ -117,6 +126,11 @@ void kvf_timer_set(struct kvf_sched *s, struct kvf_timer *t, uint64_t due_ns)
         kvf_timer_cancel(s, t);
         return;
     }
+    /* A due time in the past must neither look like a stall nor overtake the
+     * timers that were due before. */
+    if (due_ns < s->now_ns)
+        due_ns = s->now_ns;
+    t->seq = ++s->timer_seq;
     if (t->slot != 0) {
         t->due_ns = due_ns;
         heap_up(s, t->slot - 1, t);
@@ -173,11 +187,12 @@ void kvf_slice_stop(struct kvf_slice *sl)
 
 static void run_timers(struct kvf_sched *s)
 {
-    uint64_t now = s->now_ns;
+    uint64_t now = s->now_ns, last = s->timer_seq;
 
     s->stalled = s->heap_len != 0 && now > s->heap[0]->due_ns &&
                  now - s->heap[0]->due_ns > KVF_STALL_NS;
-    while (s->heap_len != 0 && s->heap[0]->due_ns <= now) {
+    while (s->heap_len != 0 && s->heap[0]->due_ns <= now &&
+           s->heap[0]->seq <= last) {
         struct kvf_timer *t = s->heap[0];
 
         kvf_timer_cancel(s, t);
@@ -208,9 +223,14 @@ static void run_slices(struct kvf_sched *s)
     uint64_t start = kvf_sched_clock(s), used = 0;
     struct kvf_list *n;
 
-    while (used < s->slice_budget_ns && (n = kvf_list_pop(&s->slices))) {
-        struct kvf_slice *sl = kvf_container_of(n, struct kvf_slice, node);
+    for (unsigned i = 0; i < SLICES_PER_TURN && used < s->slice_budget_ns;
+         i++) {
+        struct kvf_slice *sl;
 
+        n = kvf_list_pop(&s->slices);
+        if (n == NULL)
+            break;
+        sl = kvf_container_of(n, struct kvf_slice, node);
         /* Queued again before it runs, so that it may stop itself. */
         kvf_list_push_back(&s->slices, &sl->node);
         s->slices_run++;

@@ -20,7 +20,8 @@
 /* A one-shot timer, embedded in its owner and initialised before use. */
 struct kvf_timer {
     uint64_t due_ns;
-    size_t slot; /* place in the heap + 1; 0 = not armed */
+    uint64_t seq; /* order of arming; breaks ties and ends a turn */
+    size_t slot;  /* place in the heap + 1; 0 = not armed */
     void (*fn)(struct kvf_timer *t);
 };
 
@@ -49,6 +50,7 @@ struct kvf_sched {
     uint64_t slice_budget_ns; /* for all slices of one turn together */
     struct kvf_timer **heap;
     size_t heap_len, heap_cap;
+    uint64_t timer_seq;
     struct kvf_list tasks, slices;
     uint64_t turns, timers_run, tasks_run, slices_run;
 };
@@ -76,7 +78,9 @@ void kvf_sched_stamp(struct kvf_sched *s);
 uint64_t kvf_sched_next_due(const struct kvf_sched *s);
 
 void kvf_timer_init(struct kvf_timer *t, void (*fn)(struct kvf_timer *t));
-/* Arms or re-arms; due in the past means the next turn. KVF_NEVER cancels.
+/* Arms or re-arms; due in the past means the next turn (due_ns then becomes
+ * now_ns). Timers due at the same time run in the order of arming. KVF_NEVER
+ * cancels.
  * O(log n). Aborts only when memory for the heap is gone. */
 void kvf_timer_set(struct kvf_sched *s, struct kvf_timer *t, uint64_t due_ns);
 void kvf_timer_cancel(struct kvf_sched *s, struct kvf_timer *t);

@@ -1,3 +1,4 @@
+/* Names and texts of the status codes, from the one table. */
 #include "kvferry/status.h"
 
 #include <string.h>

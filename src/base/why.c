@@ -1,3 +1,4 @@
+/* Writes the sentence of a failure. Text may quote the old text of *why. */
 #include "base/why.h"
 
 #include <stdarg.h>
@@ -7,12 +8,14 @@
 int kvf_fail(struct kvf_why *why, enum kvf_status status, const char *fmt, ...)
 {
     if (why != NULL) {
+        char text[sizeof why->text];
         va_list ap;
 
-        why->status = status;
         va_start(ap, fmt);
-        vsnprintf(why->text, sizeof why->text, fmt, ap);
+        vsnprintf(text, sizeof text, fmt, ap);
         va_end(ap);
+        why->status = status;
+        memcpy(why->text, text, sizeof text);
     }
     return -(int)status;
 }
