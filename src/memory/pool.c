@@ -10,6 +10,7 @@
  * ask malloc for one. */
 #include "memory/pool.h"
 
+#include <assert.h>
 #include <stdbool.h>
 #include <stdlib.h>
 
@@ -57,6 +58,7 @@ static struct node *rotate_right(struct node *t)
 {
     struct node *l = t->left;
 
+    assert(l != NULL);
     t->left = l->right;
     l->right = t;
     update(t);
@@ -68,6 +70,7 @@ static struct node *rotate_left(struct node *t)
 {
     struct node *r = t->right;
 
+    assert(r != NULL);
     t->right = r->left;
     r->left = t;
     update(t);

@@ -75,7 +75,7 @@ static int read_start(int dir, pid_t pid, uint64_t *start, struct kvf_why *why)
 
 int kvf_proc_start(pid_t pid, uint64_t *start, struct kvf_why *why)
 {
-    int dir, rc = open_dir(pid, &dir, why);
+    int dir = -1, rc = open_dir(pid, &dir, why);
 
     if (rc != 0)
         return rc;
@@ -131,7 +131,7 @@ static int open_in(int dir, const struct kvf_proc_id *id, int *pidfd,
 int kvf_proc_open(const struct kvf_proc_id *id, int *pidfd, uid_t *uid,
                   struct kvf_why *why)
 {
-    int dir, rc = open_dir(id->pid, &dir, why);
+    int dir = -1, rc = open_dir(id->pid, &dir, why);
 
     if (rc != 0)
         return rc;
