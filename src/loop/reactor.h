@@ -33,7 +33,8 @@ struct kvf_source_ops {
      * May close its own source and others. */
     void (*drain)(struct kvf_source *src, unsigned ready, unsigned budget);
     /* Called in the second pass for every source that was drained or touched
-     * (kvf_source_touch) in this iteration. Runs no handlers. NULL = KVF_ARM_QUIET. */
+     * (kvf_source_touch) in this iteration. Runs no handlers. NULL =
+     * KVF_ARM_QUIET. */
     enum kvf_arm (*arm)(struct kvf_source *src);
 };
 
