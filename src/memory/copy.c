@@ -9,6 +9,10 @@
 #include <stdint.h>
 #include <string.h>
 
+/* Measured medians in GB/s on an EPYC with 32 MiB of L3, memcpy / non-temporal:
+ * 64 KiB hot 97/35, 1 MiB hot 45/36, 16 MiB hot 19/29; cold 17/19, 13/19,
+ * 13/20. What a transfer moves is cold as a rule, so the line lies low, where
+ * an unlucky guess costs microseconds. */
 const size_t kvf_copy_nt_min = 256u << 10;
 
 #if defined(__x86_64__)
@@ -17,44 +21,48 @@ const size_t kvf_copy_nt_min = 256u << 10;
 
 #define BLOCK 256u /* bytes a turn: four lines in flight */
 
+/* n is a multiple of BLOCK, dst aligned to 64. Both pointers are indexed by one
+ * counter on purpose: advancing them measured 10 to 20 % slower from cold
+ * memory. Software prefetch did not help. */
 __attribute__((target("avx512f"))) static void
 stream512(uint8_t *dst, const uint8_t *src, size_t n)
 {
-    for (; n >= BLOCK; n -= BLOCK, dst += BLOCK, src += BLOCK) {
-        __m512i a = _mm512_loadu_si512(src);
-        __m512i b = _mm512_loadu_si512(src + 64);
-        __m512i c = _mm512_loadu_si512(src + 128);
-        __m512i d = _mm512_loadu_si512(src + 192);
+    for (size_t i = 0; i < n; i += BLOCK) {
+        __m512i a, b, c, d;
 
-        _mm512_stream_si512((void *)dst, a);
-        _mm512_stream_si512((void *)(dst + 64), b);
-        _mm512_stream_si512((void *)(dst + 128), c);
-        _mm512_stream_si512((void *)(dst + 192), d);
+        a = _mm512_loadu_si512(src + i);
+        b = _mm512_loadu_si512(src + i + 64);
+        c = _mm512_loadu_si512(src + i + 128);
+        d = _mm512_loadu_si512(src + i + 192);
+        _mm512_stream_si512((void *)(dst + i), a);
+        _mm512_stream_si512((void *)(dst + i + 64), b);
+        _mm512_stream_si512((void *)(dst + i + 128), c);
+        _mm512_stream_si512((void *)(dst + i + 192), d);
     }
 }
 
 __attribute__((target("avx2"))) static void
 stream256(uint8_t *dst, const uint8_t *src, size_t n)
 {
-    for (; n >= BLOCK; n -= BLOCK, dst += BLOCK, src += BLOCK) {
+    for (size_t i = 0; i < n; i += BLOCK) {
         __m256i v[BLOCK / 32];
 
-        for (unsigned i = 0; i < BLOCK / 32; i++)
-            v[i] = _mm256_loadu_si256((const void *)(src + 32 * i));
-        for (unsigned i = 0; i < BLOCK / 32; i++)
-            _mm256_stream_si256((void *)(dst + 32 * i), v[i]);
+        for (unsigned k = 0; k < BLOCK / 32; k++)
+            v[k] = _mm256_loadu_si256((const void *)(src + i + 32 * k));
+        for (unsigned k = 0; k < BLOCK / 32; k++)
+            _mm256_stream_si256((void *)(dst + i + 32 * k), v[k]);
     }
 }
 
 static void stream128(uint8_t *dst, const uint8_t *src, size_t n)
 {
-    for (; n >= BLOCK; n -= BLOCK, dst += BLOCK, src += BLOCK) {
+    for (size_t i = 0; i < n; i += BLOCK) {
         __m128i v[BLOCK / 16];
 
-        for (unsigned i = 0; i < BLOCK / 16; i++)
-            v[i] = _mm_loadu_si128((const void *)(src + 16 * i));
-        for (unsigned i = 0; i < BLOCK / 16; i++)
-            _mm_stream_si128((void *)(dst + 16 * i), v[i]);
+        for (unsigned k = 0; k < BLOCK / 16; k++)
+            v[k] = _mm_loadu_si128((const void *)(src + i + 16 * k));
+        for (unsigned k = 0; k < BLOCK / 16; k++)
+            _mm_stream_si128((void *)(dst + i + 16 * k), v[k]);
     }
 }
 
