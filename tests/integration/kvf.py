@@ -141,8 +141,8 @@ class Daemon:
         self.ini = os.path.join(self.run, f"d{tag}.ini")
         self.ready_path = os.path.join(self.run, f"ready{tag}")
         self.log_path = os.path.join(self.run, f"log{tag}")
-        self.env = dict(sanitizer_env(), XDG_RUNTIME_DIR=self.run,
-                        **(env or {}))
+        self.env = {**sanitizer_env(), "XDG_RUNTIME_DIR": self.run,
+                    **(env or {})}
         self.wrapper, self.preexec = list(wrapper), preexec
         self.proc = None
         self.clients = []

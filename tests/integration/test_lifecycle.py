@@ -1,4 +1,5 @@
 """fail, cleanup, cancel, tombstones, mget, drain, stats: section 5's rules."""
+import os
 import signal
 import time
 
@@ -358,11 +359,10 @@ def test_peer_sets_and_replaces(make):
 def test_drain_stops_puts_and_exits_with_0(daemon, engine):
     engine.put("k", kvf.pattern(200000))
     g = engine.ok("get", key="k", mode="view")
-    w = engine.send("drain", timeout_ms=5000)
+    engine.send("drain", timeout_ms=5000)
     engine.want("SHUTTING_DOWN", "put", b"x", key="new")
     engine.ok("release", buffer=g["buffer"])
     assert daemon.proc.wait(kvf.WAIT) == 0
-    assert w
 
 
 def test_drain_ends_at_its_timeout(daemon, engine):
@@ -390,7 +390,6 @@ def test_sigterm_of_an_idle_daemon_is_quick(make):
 
 
 def test_clean_stop_leaves_no_socket_file(daemon):
-    import os
     path = daemon.endpoint[len("ipc://"):]
     assert os.path.exists(path)
     assert daemon.terminate() == 0
