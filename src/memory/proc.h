@@ -39,7 +39,8 @@ bool kvf_proc_gone(int pidfd);
 /* The fd broker. Started before kvf_drop_capabilities; *broker = -1 when there
  * is nothing to keep. Sets FD_CLOEXEC. The helper names itself "kvferryd-fd" in
  * its command line and process name, ignores SIGINT, SIGTERM, SIGHUP (it ends
- * with the daemon) and closes every fd but its socket. */
+ * with the daemon) and closes every fd but its socket. Start it before the pool
+ * is made and before any thread; the caller reaps *pid. */
 int kvf_broker_start(int *broker, pid_t *pid, struct kvf_why *why);
 /* Empties permitted, effective, inheritable and ambient sets and the bounding
  * set where possible, then makes the process dumpable again. */

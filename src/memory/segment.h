@@ -67,7 +67,7 @@ struct kvf_map_cache; /* by (dev, ino, write); unmaps when the last ref goes,
                          that are read-only */
 
 struct kvf_map_cache *kvf_map_cache_create(unsigned idle_max);
-/* Unmaps all, also what is still held. */
+/* Unmaps all that is in the table; call it once nothing is held. */
 void kvf_map_cache_destroy(struct kvf_map_cache *mc);
 /* Unmaps what nobody uses: an idle mapping keeps the memory of a dead daemon
  * allocated, so this is for when a peer is gone. */
