@@ -71,6 +71,11 @@ struct kvf_transfer_op {
     /* private to the transport while posted */
     uint64_t moved, tag;
     void *priv;
+    unsigned cur_iov, cur_seg, last_seg; /* where `moved` stands */
+    uint64_t cur_iov_off, cur_seg_off;
+    /* private to kvf_op_finish */
+    int status;
+    struct kvf_why why;
 };
 
 /* ---- the owner's side ---------------------------------------------------- */
@@ -80,7 +85,8 @@ struct kvf_transfer_op {
 struct kvf_serve_ops {
     /* Checks claim, token, session, range; fills at most *n_iov pieces (on
      * return: how many; they cover a prefix of [offset, offset+length) when
-     * *n_iov was too small) and pins the memory until unpin(*pin).
+     * *n_iov was too small) and pins the memory until unpin(*pin), *pin not
+     * NULL. Neither may call back into the transport.
      *   -KVF_STALE    no such live claim      -KVF_DENIED  wrong token/session
      *   -KVF_INVALID  outside the payload */
     int (*resolve)(void *arg, void *session, uint64_t claim,
@@ -111,8 +117,17 @@ struct kvf_link {
     void (*on_up)(struct kvf_link *link);
     void (*on_down)(struct kvf_link *link, const struct kvf_why *why);
     void (*on_room)(struct kvf_link *link);
-    unsigned inflight; /* ops posted, not completed */
-    void *impl;        /* the transport's */
+    unsigned inflight;       /* ops posted, not completed */
+    struct kvf_list waiting; /* struct kvf_room_wait, in order of arrival */
+    void *impl;              /* the transport's */
+};
+
+/* Somebody whose post was answered -KVF_BUSY. `fn` is called when the link has
+ * room (or is down: then its post fails); it posts what it can and returns
+ * false if it was told BUSY again, having queued itself anew. */
+struct kvf_room_wait {
+    struct kvf_list node;
+    bool (*fn)(struct kvf_room_wait *w);
 };
 
 /* Where a link goes: what the owner said in its WELCOME. */
@@ -137,7 +152,8 @@ struct kvf_transport_ops {
     void (*cancel)(struct kvf_link *link, struct kvf_transfer_op *op);
     /* All posted ops complete with an error, later; link->impl is gone when
      * the call returns and no callback of the link is called again (ops' `done`
-     * are). */
+     * are, with op->link NULL, so that the link itself may be freed). An op
+     * that cannot be finished at once gets op->link = NULL here. */
     void (*link_close)(struct kvf_link *link);
     /* Bytes one op should move at most, and how many ops in flight keep this
      * link busy. */
@@ -149,17 +165,44 @@ struct kvf_transport {
     const struct kvf_transport_ops *ops;
     struct kvf_sched *sched;
     struct kvf_stats *stats;
+    struct kvf_list completed; /* ops whose done is due */
+    unsigned n_completed;
+    struct kvf_task deliver;
 };
 
-/* Thin inline-able wrappers that also keep link->inflight and check the caps.
- */
+/* ---- what everybody calls ------------------------------------------------ */
+
+/* Initialises *link but for owner and the callbacks. */
 int kvf_link_open(struct kvf_transport *t, struct kvf_link *link,
                   const struct kvf_link_addr *addr, struct kvf_why *why);
+/* Also checks what the transport can do and that the pieces of iov add up:
+ * -KVF_UNSUPPORTED, -KVF_INVALID; a link that is down: -KVF_PEER_UNREACHABLE.
+ */
 int kvf_link_post(struct kvf_link *link, struct kvf_transfer_op *op,
                   struct kvf_why *why);
+/* Nothing happens when the op is already on its way back. */
 void kvf_link_cancel(struct kvf_link *link, struct kvf_transfer_op *op);
-void kvf_link_close(struct kvf_link *link); /* idempotent */
-/* Transports call this to complete an op. */
+/* Idempotent; a link that was zeroed and never opened is fine. */
+void kvf_link_close(struct kvf_link *link);
+/* Every link closed and every op completed before. NULL is fine. */
+void kvf_transport_destroy(struct kvf_transport *t);
+
+/* ---- what transports call ------------------------------------------------ */
+
+void kvf_transport_init(struct kvf_transport *t,
+                        const struct kvf_transport_ops *ops,
+                        struct kvf_sched *sched, struct kvf_stats *stats);
+/* Delivers what is due and forgets the task: in ops->destroy. */
+void kvf_transport_fini(struct kvf_transport *t);
+/* Nothing touches the op's memory any more: `done` follows from a posted task.
+ * The op must be in no list of the transport. */
+void kvf_op_finish(struct kvf_transport *t, struct kvf_transfer_op *op,
+                   int status, const struct kvf_why *why);
+/* Calls done now; only from the loop, with nothing of the transport's on the
+ * stack that the callback could free. */
 void kvf_op_complete(struct kvf_transfer_op *op, int status,
                      const struct kvf_why *why);
+/* There is room, or the link went down: wakes those who wait, in turn, then
+ * on_room. From a task or a drain; never inside post. */
+void kvf_link_room(struct kvf_link *link);
 #endif

@@ -4,31 +4,39 @@
  *   init -> start(link, remote) -> done(0)
  *                               -> done(error) -> start(other link) -> ...
  *
- * The bitmap of chunks in place survives an error: a later start moves only
- * what is missing. done is called once per start, always later, and only when
- * no posted op is left: then the memory may be reused. */
+ * What is in place is counted by chunk and survives an error: a later start
+ * moves only chunks that are not complete. (Counts, not bits, because local
+ * memory of many small pieces needs several ops for one chunk.) done is called
+ * once per start, always later, and only when no posted op is left: then the
+ * memory may be reused. */
 #ifndef KVF_TRANSPORT_XFER_H
 #define KVF_TRANSPORT_XFER_H
 
 #include "transport/transport.h"
 
-#define KVF_XFER_CHUNK (1ull << 20) /* bytes; unit of the bitmap */
+/* Bytes of one chunk, the unit of resuming: the small one for payloads of up to
+ * 16 chunks. */
+#define KVF_XFER_CHUNK (1ull << 20)
+#define KVF_XFER_CHUNK_SMALL (256ull << 10)
 
 struct kvf_xfer {
     struct kvf_sched *sched;
     struct kvf_link *link;
     const struct kvf_remote *remote;
     bool write, running, cancelling;
-    uint64_t size, chunk;     /* chunk: bytes of one bitmap bit */
+    uint64_t size, chunk;     /* chunk: bytes of one entry of `left` */
     uint64_t bytes_done;      /* in place, over all attempts */
     uint64_t bytes_moved_now; /* by the attempt under way */
     struct iovec *iov;        /* the whole local memory in payload order */
     unsigned n_iov;
-    uint64_t *bitmap;
-    uint64_t n_chunks, next_chunk;
+    uint32_t *left; /* by chunk: bytes not in place; 0 = complete */
+    uint64_t n_chunks;
+    uint64_t next;     /* first byte that this attempt has not posted */
+    unsigned next_iov; /* where `next` stands in local memory */
+    uint64_t next_iov_off;
     unsigned pending;
     struct kvf_list free_ops;  /* recycled ops */
-    struct kvf_list room_node; /* waiting for room on link */
+    struct kvf_room_wait room; /* waiting for room on link */
     int status;
     struct kvf_why why; /* first error of this attempt */
     struct kvf_task finish;
@@ -53,10 +61,4 @@ void kvf_xfer_reset(struct kvf_xfer *x);
 /* Not running. Idempotent. */
 void kvf_xfer_fini(struct kvf_xfer *x);
 
-/* To be called from the link owner's on_room: lets waiting transfers of that
- * link post again, in turn. `waiting` is a list head kept beside the link. */
-void kvf_xfer_room(struct kvf_list *waiting);
-/* Where transfers on this link wait; set by the link's owner in link->owner's
- * structure before the first start. */
-struct kvf_list *kvf_xfer_waiting_list(struct kvf_link *link);
 #endif

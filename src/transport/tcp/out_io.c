@@ -1,0 +1,373 @@
+/* Getter's side: bytes of one connection.
+ *
+ * Happy path: requests of waiting ops are written in one go, as many as the
+ * pipe takes; answers are received straight into the ops' memory, the header of
+ * the next answer with the same system call. Failure modes: an end of file, an
+ * errno, or an answer that is not the one expected fails the connection; an
+ * answer with a status fails its op alone. What is received for a cancelled op
+ * goes to scratch. */
+#include "transport/tcp/tcp_priv.h"
+
+#include <errno.h>
+#include <string.h>
+
+static struct kvf_tcp *tcp_of(const struct kvf_tcp_out *c)
+{
+    return c->tl->tcp;
+}
+
+static void progress(struct kvf_tcp_out *c)
+{
+    c->last_progress = tcp_of(c)->t.sched->now_ns;
+}
+
+static bool io_failed(struct kvf_tcp_out *c, const char *what, ssize_t n)
+{
+    struct kvf_why why;
+
+    if (n == 0)
+        kvf_fail(&why, KVF_TRANSPORT, "the peer closed the connection");
+    else
+        kvf_fail(&why, KVF_TRANSPORT, "%s: %s", what, strerror(errno));
+    kvf_tcp_out_fail(c, &why);
+    return false;
+}
+
+static bool lied(struct kvf_tcp_out *c, const char *how)
+{
+    struct kvf_why why;
+
+    kvf_fail(&why, KVF_TRANSPORT, "the peer lied: %s", how);
+    kvf_tcp_out_fail(c, &why);
+    return false;
+}
+
+/* The part of the op's memory that has not moved yet. */
+static unsigned op_rest(const struct kvf_transfer_op *op, struct iovec *v)
+{
+    unsigned n = 0;
+
+    for (unsigned i = op->cur_iov; i < op->n_iov; i++)
+        if (op->iov[i].iov_len > 0)
+            v[n++] = op->iov[i];
+    if (n > 0) {
+        v[0].iov_base = (char *)v[0].iov_base + op->cur_iov_off;
+        v[0].iov_len -= op->cur_iov_off;
+    }
+    return n;
+}
+
+static void op_moved(struct kvf_transfer_op *op, uint64_t n)
+{
+    op->moved += n;
+    while (n > 0) {
+        uint64_t rest = op->iov[op->cur_iov].iov_len - op->cur_iov_off;
+
+        if (n < rest) {
+            op->cur_iov_off += n;
+            return;
+        }
+        n -= rest;
+        op->cur_iov++;
+        op->cur_iov_off = 0;
+    }
+    while (op->cur_iov < op->n_iov && op->iov[op->cur_iov].iov_len == 0)
+        op->cur_iov++;
+}
+
+/* ---- requests ------------------------------------------------------------ */
+
+static void encode_one(struct kvf_tcp_out *c, struct kvf_transfer_op *op)
+{
+    struct kvf_frame_req f = {
+        .op = op->write ? KVF_FRAME_WRITE : KVF_FRAME_READ,
+        .tag = c->tl->next_tag++,
+        .claim = op->remote->claim,
+        .token = op->remote->token,
+        .offset = op->offset,
+        .length = op->length,
+    };
+
+    op_moved(op, 0); /* past empty pieces */
+    if (c->slot_n == 0)
+        progress(c); /* the answer may take its time from now on */
+    c->slot[(c->slot_first + c->slot_n++) % KVF_TCP_PIPE] =
+        (struct kvf_tcp_slot){
+            .tag = f.tag, .length = op->length, .op = op, .write = op->write};
+    kvf_frame_req_encode(&f, c->tx + c->tx_len);
+    c->tx_len += KVF_FRAME_REQ_LEN;
+    if (op->write)
+        c->tx_op = op;
+}
+
+static void encode_requests(struct kvf_tcp_out *c)
+{
+    struct kvf_list *n;
+
+    if (c->tx_off == c->tx_len)
+        c->tx_off = c->tx_len = 0;
+    while (c->tx_op == NULL && c->slot_n < KVF_TCP_PIPE &&
+           c->tx_len + KVF_FRAME_REQ_LEN <= sizeof c->tx &&
+           (n = kvf_list_pop(&c->unsent)) != NULL)
+        encode_one(c, kvf_container_of(n, struct kvf_transfer_op, node));
+}
+
+/* The last byte of a WRITE is in the socket. */
+static void write_sent(struct kvf_tcp_out *c)
+{
+    struct kvf_transfer_op *op = c->tx_op;
+
+    c->tx_op = NULL;
+    if (!op->cancelled)
+        return;
+    for (unsigned i = 0; i < c->slot_n; i++) {
+        struct kvf_tcp_slot *s = &c->slot[(c->slot_first + i) % KVF_TCP_PIPE];
+
+        if (s->op == op)
+            s->op = NULL;
+    }
+    kvf_tcp_op_end(c, op, -KVF_CANCELLED, NULL);
+}
+
+static ssize_t send_once(struct kvf_tcp_out *c)
+{
+    struct iovec v[1 + KVF_OP_IOV];
+    struct msghdr m = {.msg_iov = v};
+    ssize_t n;
+
+    if (c->tx_off < c->tx_len)
+        v[m.msg_iovlen++] =
+            (struct iovec){c->tx + c->tx_off, c->tx_len - c->tx_off};
+    if (c->tx_op != NULL)
+        m.msg_iovlen += op_rest(c->tx_op, v + m.msg_iovlen);
+    n = sendmsg(c->fd, &m, MSG_NOSIGNAL | MSG_DONTWAIT);
+    if (n > 0) {
+        uint64_t left = (uint64_t)n, hdr = c->tx_len - c->tx_off;
+
+        if (hdr > left)
+            hdr = left;
+        c->tx_off += (unsigned)hdr;
+        if (c->tx_op != NULL) {
+            op_moved(c->tx_op, left - hdr);
+            if (c->tx_op->moved == c->tx_op->length)
+                write_sent(c);
+        }
+        progress(c);
+    }
+    return n;
+}
+
+bool kvf_tcp_out_send(struct kvf_tcp_out *c)
+{
+    uint64_t sent = 0;
+
+    c->tx_blocked = false;
+    for (;;) {
+        ssize_t n;
+
+        encode_requests(c);
+        if (c->tx_off == c->tx_len && c->tx_op == NULL)
+            return true;
+        if (sent >= KVF_TCP_BUDGET) {
+            kvf_source_kick(&c->src);
+            return true;
+        }
+        n = send_once(c);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0 && errno == EAGAIN) {
+            c->tx_blocked = true;
+            return true;
+        }
+        if (n < 0)
+            return io_failed(c, "send", n);
+        sent += (uint64_t)n;
+    }
+}
+
+/* ---- answers ------------------------------------------------------------- */
+
+static void slot_end(struct kvf_tcp_out *c, int status)
+{
+    struct kvf_transfer_op *op = c->slot[c->slot_first].op;
+    struct kvf_why why;
+
+    c->slot_first = (c->slot_first + 1) % KVF_TCP_PIPE;
+    c->slot_n--;
+    if (op == NULL)
+        return;
+    if (status != 0)
+        kvf_fail(&why, (enum kvf_status)status, "the owner refused: %s",
+                 kvf_status_text((enum kvf_status)status));
+    kvf_tcp_op_end(c, op, -status, status != 0 ? &why : NULL);
+}
+
+static bool header(struct kvf_tcp_out *c)
+{
+    const struct kvf_tcp_slot *s = &c->slot[c->slot_first];
+    struct kvf_frame_rsp rsp;
+    struct kvf_why why;
+
+    c->rx_have = 0;
+    if (kvf_frame_rsp_decode(&rsp, c->rx, &why) != 0)
+        return lied(c, why.text);
+    if (rsp.tag != s->tag)
+        return lied(c, "an answer to another question");
+    if (rsp.status >= KVF_STATUS_COUNT)
+        return lied(c, "a status that does not exist");
+    if (rsp.length != (s->write || rsp.status != 0 ? 0 : s->length))
+        return lied(c, "another length than asked for");
+    if (s->op != NULL && s->op == c->tx_op)
+        return lied(c, "an answer before the bytes were sent");
+    if (s->write || rsp.status != 0) {
+        slot_end(c, (int)rsp.status);
+        return true;
+    }
+    c->rx_body = true;
+    c->rx_left = rsp.length;
+    return true;
+}
+
+static unsigned body_iov(struct kvf_tcp_out *c, struct iovec *v)
+{
+    struct kvf_transfer_op *op = c->slot[c->slot_first].op;
+    uint64_t here = c->rx_left;
+    unsigned n = 1;
+
+    if (op != NULL) {
+        n = op_rest(op, v);
+    } else {
+        if (here > KVF_TCP_SCRATCH)
+            here = KVF_TCP_SCRATCH;
+        v[0] = (struct iovec){tcp_of(c)->scratch, here};
+    }
+    if (c->slot_n > 1 && here == c->rx_left)
+        v[n++] = (struct iovec){c->rx, sizeof c->rx};
+    return n;
+}
+
+/* n bytes came where body_iov said. */
+static bool body_came(struct kvf_tcp_out *c, uint64_t n)
+{
+    struct kvf_transfer_op *op = c->slot[c->slot_first].op;
+    uint64_t here = n < c->rx_left ? n : c->rx_left;
+
+    if (op != NULL)
+        op_moved(op, here);
+    tcp_of(c)->t.stats->tcp_bytes += here;
+    c->rx_left -= here;
+    if (c->rx_left > 0)
+        return true;
+    c->rx_body = false;
+    slot_end(c, 0);
+    c->rx_have = (unsigned)(n - here);
+    return c->rx_have < sizeof c->rx || header(c);
+}
+
+static bool header_came(struct kvf_tcp_out *c, uint64_t n)
+{
+    if (c->slot_n == 0)
+        return lied(c, "bytes that nobody asked for");
+    c->rx_have += (unsigned)n;
+    return c->rx_have < sizeof c->rx || header(c);
+}
+
+static bool receive(struct kvf_tcp_out *c)
+{
+    for (uint64_t got = 0; got < KVF_TCP_BUDGET;) {
+        struct iovec v[1 + KVF_OP_IOV];
+        struct msghdr m = {.msg_iov = v};
+        ssize_t n;
+
+        if (c->rx_body) {
+            m.msg_iovlen = body_iov(c, v);
+        } else {
+            v[0] =
+                (struct iovec){c->rx + c->rx_have, sizeof c->rx - c->rx_have};
+            m.msg_iovlen = 1;
+        }
+        n = recvmsg(c->fd, &m, MSG_DONTWAIT);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0 && errno == EAGAIN)
+            return true;
+        if (n <= 0)
+            return io_failed(c, "recv", n);
+        progress(c);
+        got += (uint64_t)n;
+        if (!(c->rx_body ? body_came(c, (uint64_t)n)
+                         : header_came(c, (uint64_t)n)))
+            return false;
+        if (c->slot_n == 0)
+            return true;
+    }
+    return true; /* level-triggered: the rest comes with the next turn */
+}
+
+/* ---- the source ---------------------------------------------------------- */
+
+static bool connected(struct kvf_tcp_out *c)
+{
+    struct kvf_tcp_link *tl = c->tl;
+    struct kvf_sched *s = tl->tcp->t.sched;
+    struct kvf_preface p = {.version = KVF_FRAME_VERSION,
+                            .stream = (uint16_t)c->stream};
+    socklen_t len = sizeof(int);
+    struct kvf_why why;
+    int err = 0;
+
+    if (getsockopt(c->fd, SOL_SOCKET, SO_ERROR, &err, &len) != 0)
+        err = errno;
+    if (err != 0) {
+        kvf_fail(&why, KVF_PEER_UNREACHABLE, "connect: %s", strerror(err));
+        kvf_tcp_out_fail(c, &why);
+        return false;
+    }
+    memcpy(p.secret, tl->addr.secret, sizeof p.secret);
+    kvf_preface_encode(&p, c->tx);
+    explicit_bzero(p.secret, sizeof p.secret);
+    c->tx_len = KVF_PREFACE_LEN;
+    c->up = true;
+    progress(c);
+    tl->tcp->t.stats->tcp_connects++;
+    kvf_timer_cancel(s, &c->timer);
+    if (!kvf_list_empty(&c->unsent))
+        kvf_timer_set(s, &c->timer,
+                      s->now_ns + tl->tcp->conf.stall_ms * KVF_NS_PER_MS);
+    if (!tl->was_up) {
+        tl->was_up = true;
+        tl->link->state = KVF_LINK_UP;
+        kvf_task_post(s, &tl->event);
+    }
+    return true;
+}
+
+static void drain(struct kvf_source *src, unsigned ready, unsigned budget)
+{
+    struct kvf_tcp_out *c = kvf_container_of(src, struct kvf_tcp_out, src);
+
+    (void)budget;
+    if (!c->up && (ready == 0 || !connected(c)))
+        return;
+    if ((c->slot_n > 0 || ready != 0) && !receive(c))
+        return;
+    kvf_tcp_out_send(c);
+}
+
+/* Awake for spin_us after the last byte while an answer is due: the next bytes
+ * come sooner than a sleep and a wake-up would take. */
+static enum kvf_arm arm(struct kvf_source *src)
+{
+    struct kvf_tcp_out *c = kvf_container_of(src, struct kvf_tcp_out, src);
+    struct kvf_tcp *tcp = tcp_of(c);
+
+    if (!c->up)
+        return KVF_ARM_QUIET;
+    if (c->slot_n > 0 && tcp->t.sched->now_ns - c->last_progress <
+                             tcp->conf.spin_us * KVF_NS_PER_US)
+        return KVF_ARM_BUSY;
+    kvf_source_want(src, KVF_WANT_READ | (c->tx_blocked ? KVF_WANT_WRITE : 0u));
+    return KVF_ARM_QUIET;
+}
+
+const struct kvf_source_ops kvf_tcp_out_ops = {.drain = drain, .arm = arm};

@@ -1,0 +1,173 @@
+/* What the files of the tcp transport share. */
+#ifndef KVF_TRANSPORT_TCP_PRIV_H
+#define KVF_TRANSPORT_TCP_PRIV_H
+
+#include "transport/tcp/tcp.h"
+#include "wire/frame.h"
+
+#include <netinet/in.h>
+#include <sys/socket.h>
+
+#define KVF_TCP_PIPE 16u             /* requests under way on a connection */
+#define KVF_TCP_QUEUE 64u            /* requests the owner reads ahead */
+#define KVF_TCP_OPS_MAX 256u         /* posted on one link */
+#define KVF_TCP_BUDGET (1ull << 20)  /* bytes before the loop has its turn */
+#define KVF_TCP_SCRATCH (256u << 10) /* where unwanted bytes go */
+#define KVF_TCP_STREAMS_MAX 16u
+#define KVF_TCP_ACCEPT_PAUSE_NS (100 * KVF_NS_PER_MS)
+
+struct kvf_tcp_secret {
+    uint8_t secret[KVF_FRAME_SECRET];
+    void *session;
+};
+
+struct kvf_tcp {
+    struct kvf_transport t;
+    struct kvf_reactor *reactor;
+    struct kvf_tcp_conf conf;
+    const struct kvf_serve_ops *serve;
+    void *serve_arg;
+    uint8_t *scratch; /* KVF_TCP_SCRATCH bytes, never read */
+    /* getter's side */
+    unsigned n_out;
+    /* owner's side */
+    int listen_fd; /* -1: not listening */
+    struct kvf_source listener;
+    struct kvf_timer accept_again;
+    struct kvf_list in_conns;
+    unsigned n_in;
+    struct kvf_tcp_secret *secrets;
+    unsigned n_secrets, cap_secrets;
+};
+
+/* Numeric addresses only; -1 otherwise. */
+int kvf_tcp_parse_addr(const char *host, uint16_t port,
+                       struct sockaddr_storage *sa, socklen_t *len);
+
+/* ---- getter's side ------------------------------------------------------- */
+
+struct kvf_tcp_slot { /* a request whose answer is awaited */
+    uint64_t tag, length;
+    struct kvf_transfer_op *op; /* NULL: nobody wants it any more */
+    bool write;
+};
+
+struct kvf_tcp_link;
+
+struct kvf_tcp_out {
+    struct kvf_source src;
+    struct kvf_tcp_link *tl;
+    int fd; /* -1: not open */
+    unsigned stream;
+    bool up;
+    struct kvf_timer timer; /* connect, then stall */
+    uint64_t last_progress;
+    struct kvf_list unsent;  /* ops whose request is not in tx yet */
+    uint64_t bytes_assigned; /* of ops on this connection */
+    /* requests on their way out: headers, then the bytes of one WRITE */
+    uint8_t tx[KVF_PREFACE_LEN + KVF_TCP_PIPE * KVF_FRAME_REQ_LEN];
+    unsigned tx_len, tx_off;
+    struct kvf_transfer_op *tx_op;
+    bool tx_blocked;
+    /* answers */
+    struct kvf_tcp_slot slot[KVF_TCP_PIPE];
+    unsigned slot_first, slot_n;
+    uint8_t rx[KVF_FRAME_RSP_LEN];
+    unsigned rx_have;
+    uint64_t rx_left; /* bytes of the first slot's answer still to come */
+    bool rx_body;
+};
+
+struct kvf_tcp_link {
+    struct kvf_link *link;
+    struct kvf_tcp *tcp;
+    struct kvf_link_addr addr;
+    struct sockaddr_storage sa;
+    socklen_t sa_len;
+    struct kvf_tcp_out conn[KVF_TCP_STREAMS_MAX];
+    unsigned n_conn; /* tried so far */
+    unsigned n_live;
+    uint64_t next_tag;
+    bool starved, was_up, told_up;
+    struct kvf_task event; /* on_up, on_down */
+    struct kvf_task room;
+    struct kvf_why down_why;
+};
+
+extern const struct kvf_source_ops kvf_tcp_out_ops;
+
+int kvf_tcp_link_open(struct kvf_transport *t, struct kvf_link *link,
+                      const struct kvf_link_addr *addr, struct kvf_why *why);
+void kvf_tcp_link_close(struct kvf_link *link);
+int kvf_tcp_post(struct kvf_link *link, struct kvf_transfer_op *op,
+                 struct kvf_why *why);
+void kvf_tcp_cancel(struct kvf_link *link, struct kvf_transfer_op *op);
+/* Gives an op back; op is in no list and no slot of its connection. */
+void kvf_tcp_op_end(struct kvf_tcp_out *c, struct kvf_transfer_op *op,
+                    int status, const struct kvf_why *why);
+/* Closes the connection and fails its ops; with the last one the link. */
+void kvf_tcp_out_fail(struct kvf_tcp_out *c, const struct kvf_why *why);
+/* Sends what the socket takes. False: the connection has failed. */
+bool kvf_tcp_out_send(struct kvf_tcp_out *c);
+
+/* ---- owner's side -------------------------------------------------------- */
+
+struct kvf_tcp_answer { /* in the order of the requests */
+    struct kvf_frame_req req;
+    int status; /* of a WRITE that was received */
+};
+
+struct kvf_tcp_in {
+    struct kvf_list node;
+    struct kvf_source src;
+    struct kvf_tcp *tcp;
+    void *session;
+    int fd;
+    bool proven;
+    struct kvf_timer timer; /* preface, then stall */
+    uint64_t last_progress;
+    uint8_t rx[KVF_TCP_QUEUE * KVF_FRAME_REQ_LEN];
+    unsigned rx_len;
+    struct kvf_tcp_answer queue[KVF_TCP_QUEUE];
+    unsigned q_first, q_n;
+    /* a WRITE being received */
+    bool wr_active;
+    struct kvf_frame_req wr_req;
+    uint64_t wr_left; /* bytes still to come */
+    int wr_status;    /* != 0: refused, the bytes go to scratch */
+    struct iovec wr_iov[KVF_OP_IOV];
+    unsigned wr_iov_n, wr_iov_at;
+    void *wr_pin;
+    /* the answer being sent */
+    bool tx_active, tx_blocked;
+    uint8_t tx_hdr[KVF_FRAME_RSP_LEN];
+    unsigned tx_hdr_off;
+    struct kvf_frame_req tx_req;
+    uint64_t tx_left; /* payload bytes not in the socket */
+    struct iovec tx_iov[KVF_OP_IOV];
+    unsigned tx_iov_n, tx_iov_at;
+    void *tx_pin;
+};
+
+void kvf_tcp_in_accept(struct kvf_tcp *tcp, int fd);
+void kvf_tcp_in_close(struct kvf_tcp_in *c);
+bool kvf_tcp_in_serving(const struct kvf_tcp_in *c);
+/* Both return false when the connection was closed. *bytes counts up. */
+bool kvf_tcp_in_receive(struct kvf_tcp_in *c, uint64_t *bytes);
+bool kvf_tcp_in_send(struct kvf_tcp_in *c, uint64_t *bytes);
+
+/* Takes n bytes off the front of v[*at..n_v). */
+static inline void kvf_tcp_iov_take(struct iovec *v, unsigned n_v, unsigned *at,
+                                    uint64_t n)
+{
+    while (*at < n_v && n >= v[*at].iov_len) {
+        n -= v[*at].iov_len;
+        v[*at].iov_len = 0;
+        ++*at;
+    }
+    if (n > 0 && *at < n_v) {
+        v[*at].iov_base = (char *)v[*at].iov_base + n;
+        v[*at].iov_len -= n;
+    }
+}
+#endif
