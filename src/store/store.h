@@ -28,6 +28,7 @@ struct kvf_store;
 struct kvf_gen;
 struct kvf_claim;
 struct kvf_waiter;
+struct kvf_verdict;
 
 enum kvf_retire {
     KVF_RETIRE_CONSUMED,
@@ -56,7 +57,9 @@ struct kvf_store_conf {
 struct kvf_store_ops {
     /* A generation has been retired AND is quiet (its memory is free or about
      * to be): the `notify` event of protocol.md goes out now. `publisher` is
-     * the id given with the put. Called from the loop, not from inside put. */
+     * the id given with the put. Called from the loop, not from inside put, for
+     * every generation: gen->notify tells whether the engine wants to know.
+     * `gen` is gone afterwards; its segments already are (n_segs is 0). */
     void (*on_retired)(void *arg, const struct kvf_gen *gen,
                        enum kvf_retire reason);
 };
@@ -91,10 +94,10 @@ struct kvf_put {
     struct kvf_id publisher; /* session; zeros when none */
 };
 
-/* On success the buffers are PUBLISHED (out of their session's list) and the
- * store owns them; regions are pinned; a get that starts now can succeed;
- * waiting gets are answered in the order they came, as far as readers go.
- *   -KVF_EXISTS   live generation there and reject_duplicate
+/* Counts `puts` and `put_bytes`. On success the buffers are PUBLISHED (out of
+ * their session's list) and the store owns them; regions are pinned; a get that
+ * starts now can succeed; waiting gets are answered in the order they came, as
+ * far as readers go. -KVF_EXISTS   live generation there and reject_duplicate
  *   -KVF_BUSY     max_keys reached
  * Otherwise nothing has changed. */
 int kvf_store_put(struct kvf_store *st, const struct kvf_put *put,
@@ -155,7 +158,8 @@ void kvf_store_late_done(struct kvf_store *st, uint64_t claim_id);
 int kvf_claim_iov(const struct kvf_claim *c, uint64_t offset, uint64_t length,
                   struct iovec *iov, unsigned *n, struct kvf_why *why);
 
-/* A get that waits at this owner. Embedded in its asker. */
+/* A get that waits at this owner. Embedded in its asker, zeroed before its
+ * first use (`key` tells whether it is parked). */
 struct kvf_waiter {
     struct kvf_list node;       /* in the key */
     struct kvf_list asker_node; /* the asker's own list; not touched here */
@@ -167,6 +171,11 @@ struct kvf_waiter {
      * more. Never called from inside kvf_store_ask. */
     void (*answer)(struct kvf_waiter *w, struct kvf_claim *claim,
                    enum kvf_status status, const char *text);
+    /* The store's: the answer while it is on its way to the waiter. */
+    bool due;
+    enum kvf_status status;
+    struct kvf_claim *granted;
+    struct kvf_verdict *verdict;
 };
 
 #define KVF_STORE_PARKED 1
@@ -204,7 +213,9 @@ int kvf_store_fail(struct kvf_store *st, const char *key, size_t len,
 uint64_t kvf_store_cleanup(struct kvf_store *st, const char *request_id,
                            size_t len, bool has_edge, uint64_t from,
                            uint64_t to);
-/* A view of every key for `list`, in no order; stops when fn returns false.
+/* A view of every key for `list`, in the order of the keys (a key may give
+ * several: its live generation, old ones that drain, its tombstone); stops when
+ * fn returns false, which must not change the store.
  * state: "published", "draining", "consumed", "expired", "failed". */
 struct kvf_key_info {
     const char *key;

@@ -1,0 +1,260 @@
+/* Claims: one reader of one generation each.
+ *
+ * new -> done or abort (counted at once) -> io 0 (memory unpinned, freed).
+ * Ids count up and are found by hash while the claim has not ended. Aborted
+ * claims are remembered for a while (a ring with a small hash over it), for a
+ * DONE that was under way when its session was lost; only as long as their
+ * generation is live, since afterwards there is nothing to count. */
+#include "store/store_private.h"
+
+#include <stdlib.h>
+
+uint8_t *kvf_seg_ptr(const struct kvf_seg *seg)
+{
+    if (seg->buffer != NULL)
+        return kvf_buffer_ptr(seg->buffer) +
+               (seg->offset - seg->buffer->offset);
+    return seg->region->map->base + seg->offset;
+}
+
+static void pin(struct kvf_gen_private *p)
+{
+    for (unsigned i = 0; i < p->n_bufs; i++)
+        kvf_buffer_pin(p->bufs[i]);
+    for (unsigned i = 0; i < p->n_regions; i++)
+        kvf_region_pin(p->regions[i]);
+}
+
+static void unpin(struct kvf_gen_private *p)
+{
+    for (unsigned i = 0; i < p->n_bufs; i++)
+        kvf_buffer_unpin(p->bufs[i]);
+    for (unsigned i = 0; i < p->n_regions; i++)
+        kvf_region_unpin(p->regions[i]);
+}
+
+struct kvf_claim *kvf_claim_new(struct kvf_gen *g)
+{
+    struct kvf_gen_private *gen = g->priv;
+    struct kvf_store *st = gen->st;
+    struct kvf_claim_private *p;
+
+    if (HASH_CNT(hh, st->claims) >= st->conf.max_claims)
+        return NULL;
+    p = calloc(1, sizeof *p);
+    if (p == NULL)
+        return NULL;
+    p->c.id = st->next_claim;
+    /* Ids are ours and count up: they spread over the buckets as they are. */
+    HASH_ADD_KEYPTR_BYHASHVALUE(hh, st->claims, &p->c.id, sizeof p->c.id,
+                                (unsigned)p->c.id, p);
+    if (p->hh.tbl == NULL) {
+        free(p);
+        return NULL;
+    }
+    st->next_claim++;
+    kvf_random_bytes(&p->c.token, sizeof p->c.token);
+    p->c.gen = g;
+    p->c.priv = p;
+    kvf_list_init(&p->c.holder_node);
+    kvf_list_init(&p->gen_node);
+    kvf_list_push_back(&gen->claims, &p->gen_node);
+    g->n_claims++;
+    st->stats->claims++;
+    pin(gen);
+    return &p->c;
+}
+
+void kvf_claim_free(struct kvf_claim_private *p)
+{
+    struct kvf_gen_private *gen = p->c.gen->priv;
+
+    kvf_list_unlink(&p->gen_node);
+    free(p);
+    unpin(gen);
+}
+
+struct kvf_claim *kvf_claim_find(const struct kvf_store *st, uint64_t id)
+{
+    struct kvf_claim_private *p = NULL;
+
+    HASH_FIND_BYHASHVALUE(hh, st->claims, &id, sizeof id, (unsigned)id, p);
+    return p != NULL ? &p->c : NULL;
+}
+
+/* ---- the ring of aborted claims -------------------------------------------
+ */
+
+static uint16_t *late_head(struct kvf_store *st, uint64_t id)
+{
+    return &st->late_heads[id % KVF_LATE_RING];
+}
+
+static void late_drop(struct kvf_store *st, struct kvf_late *e)
+{
+    uint16_t *link = late_head(st, e->id);
+
+    while (&st->late[*link - 1] != e)
+        link = &st->late[*link - 1].next;
+    *link = e->next;
+    kvf_list_unlink(&e->gen_node);
+    e->gen = NULL;
+}
+
+static void late_add(struct kvf_gen_private *gen, uint64_t id)
+{
+    struct kvf_store *st = gen->st;
+    unsigned i = st->late_next++ % KVF_LATE_RING;
+    struct kvf_late *e = &st->late[i];
+    uint16_t *head = late_head(st, id);
+
+    if (e->gen != NULL)
+        late_drop(st, e);
+    e->id = id;
+    e->gen = gen;
+    e->next = *head;
+    *head = (uint16_t)(i + 1);
+    kvf_list_push_back(&gen->late, &e->gen_node);
+}
+
+void kvf_late_forget(struct kvf_gen_private *p)
+{
+    struct kvf_list *n;
+
+    while ((n = kvf_list_first(&p->late)) != NULL)
+        late_drop(p->st, kvf_container_of(n, struct kvf_late, gen_node));
+}
+
+/* ---- the end of a claim ---------------------------------------------------
+ */
+
+static void consume_if_read(struct kvf_gen *g)
+{
+    if (!g->retired && g->readers != 0 && g->readers_done >= g->readers)
+        kvf_gen_retire(g, KVF_RETIRE_CONSUMED, NULL, 0, 0);
+}
+
+/* The claim no longer counts and is not found any more. */
+static void end(struct kvf_claim *c)
+{
+    struct kvf_claim_private *p = c->priv;
+    struct kvf_gen_private *gen = c->gen->priv;
+    struct kvf_store *st = gen->st;
+
+    c->ended = true;
+    HASH_DELETE(hh, st->claims, p);
+    kvf_list_unlink(&c->holder_node);
+    c->gen->n_claims--;
+    gen->n_held++;
+}
+
+/* Lets the memory go if nothing touches it any more. */
+static void release(struct kvf_claim *c)
+{
+    struct kvf_gen_private *gen = c->gen->priv;
+
+    if (!c->ended || c->io != 0)
+        return;
+    gen->n_held--;
+    kvf_claim_free(c->priv);
+    kvf_gen_settle(gen);
+}
+
+void kvf_claim_done(struct kvf_claim *c)
+{
+    struct kvf_gen *g = c->gen;
+
+    if (c->ended)
+        return;
+    end(c);
+    g->priv->st->stats->claims_done++;
+    g->readers_done++;
+    consume_if_read(g);
+    release(c);
+}
+
+void kvf_claim_abort(struct kvf_claim *c)
+{
+    struct kvf_gen *g = c->gen;
+
+    if (c->ended)
+        return;
+    end(c);
+    g->priv->st->stats->claims_aborted++;
+    if (!g->retired) {
+        late_add(g->priv, c->id);
+        kvf_waiters_serve(g->priv->key);
+    }
+    release(c);
+}
+
+void kvf_claim_io_begin(struct kvf_claim *c)
+{
+    c->io++;
+}
+
+void kvf_claim_io_end(struct kvf_claim *c)
+{
+    c->io--;
+    release(c);
+}
+
+void kvf_store_late_done(struct kvf_store *st, uint64_t claim_id)
+{
+    unsigned i = *late_head(st, claim_id);
+
+    while (i != 0 && st->late[i - 1].id != claim_id)
+        i = st->late[i - 1].next;
+    if (i == 0)
+        return;
+    struct kvf_gen *g = &st->late[i - 1].gen->g;
+
+    late_drop(st, &st->late[i - 1]);
+    if (!kvf_gen_has_reader(g))
+        return;
+    g->readers_done++;
+    consume_if_read(g);
+}
+
+/* ---- where the bytes are --------------------------------------------------
+ */
+
+/* Index of the segment in which `offset` lies. */
+static unsigned seg_at(const struct kvf_gen *g, uint64_t offset)
+{
+    const uint64_t *starts = g->priv->starts;
+    unsigned lo = 0, hi = g->n_segs;
+
+    while (hi - lo > 1) {
+        unsigned mid = lo + (hi - lo) / 2;
+
+        if (starts[mid] <= offset)
+            lo = mid;
+        else
+            hi = mid;
+    }
+    return lo;
+}
+
+int kvf_claim_iov(const struct kvf_claim *c, uint64_t offset, uint64_t length,
+                  struct iovec *iov, unsigned *n, struct kvf_why *why)
+{
+    const struct kvf_gen *g = c->gen;
+    unsigned used = 0;
+
+    if (offset > g->size || length > g->size - offset)
+        return kvf_fail(why, KVF_INVALID,
+                        "range outside of what the claim covers");
+    for (unsigned i = seg_at(g, offset); length != 0 && used < *n; i++) {
+        uint64_t skip = offset - g->priv->starts[i];
+        uint64_t piece = g->segs[i].length - skip;
+
+        if (piece > length)
+            piece = length;
+        iov[used++] = (struct iovec){kvf_seg_ptr(&g->segs[i]) + skip, piece};
+        offset += piece;
+        length -= piece;
+    }
+    *n = used;
+    return 0;
+}
