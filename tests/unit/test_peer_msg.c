@@ -1,0 +1,276 @@
+/* Messages between daemons: every type survives a round trip, its bytes are
+ * those of tests/compat/peer-v1.txt (what a version 1 daemon sent and will
+ * send), and broken ones are refused. A new file of bytes is printed with
+ * KVF_GOLDEN=write; that is a new protocol version. */
+#include "wire/peer_msg.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <setjmp.h>
+#include <stdarg.h>
+
+#include <cmocka.h>
+
+static const uint8_t eager[5] = "hello";
+static uint64_t claims[] = {1, 300, UINT64_MAX};
+static struct kvf_peer_gone gone[] = {{.pid = 7, .start = 8}};
+static struct kvf_peer_seg segs[] = {{0, 4096, 100}, {1, 0, 28}};
+static struct kvf_peer_space spaces[] = {{"/proc/9/fd/3", 1, 2, 4096}};
+
+static void fill(struct kvf_peer_msg *m, enum kvf_peer_type type)
+{
+    static const struct kvf_peer_pool pool = {"/proc/5/fd/4", 1 << 30, 5, 99};
+
+    memset(m, 0, sizeof *m);
+    m->head.version = KVF_PEER_VERSION;
+    m->head.type = type;
+    strcpy(m->head.cluster, "c1");
+    m->head.worker = (struct kvf_worker){1, 2, 3};
+    memset(m->head.from.b, 0x11, KVF_ID_LEN);
+    memset(m->head.to.b, 0x22, KVF_ID_LEN);
+    if (type == KVF_PEER_HELLO) {
+        m->u.hello.pool = pool;
+        m->u.hello.peer_timeout_ms = 2000;
+        m->u.hello.live = claims;
+        m->u.hello.n_live = 3;
+        m->u.hello.gone = gone;
+        m->u.hello.n_gone = 1;
+    } else if (type == KVF_PEER_WELCOME) {
+        m->u.welcome.pool = pool;
+        strcpy(m->u.welcome.shm_why, "no such process");
+        m->u.welcome.tcp = true;
+        strcpy(m->u.welcome.tcp_host, "10.0.0.1");
+        m->u.welcome.tcp_port = 5555;
+        m->u.welcome.dead = claims;
+        m->u.welcome.n_dead = 2;
+    } else if (type == KVF_PEER_REFUSE) {
+        m->u.refuse.status = KVF_MISMATCH;
+        strcpy(m->u.refuse.text, "cluster differs");
+    } else if (type == KVF_PEER_ASK) {
+        m->u.ask = (struct kvf_peer_ask){.ask = 7,
+                                         .key = {"r:0_1", 5},
+                                         .has_generation = true,
+                                         .generation = 3,
+                                         .wait = true,
+                                         .wait_ms = 1500,
+                                         .mode = KVF_MODE_INTO,
+                                         .eager_max = 65536};
+    } else if (type == KVF_PEER_GRANT) {
+        m->u.grant = (struct kvf_peer_grant){.ask = 7,
+                                             .claim = 8,
+                                             .generation = 3,
+                                             .size = 128,
+                                             .meta = "mm",
+                                             .meta_len = 2,
+                                             .has_checksum = true,
+                                             .checksum = 0xfeedull << 48,
+                                             .shm = true,
+                                             .segs = segs,
+                                             .n_segs = 2,
+                                             .spaces = spaces,
+                                             .n_spaces = 1};
+    } else if (type == KVF_PEER_DENY) {
+        m->u.deny.ask = 7;
+        m->u.deny.status = KVF_FAILED;
+        strcpy(m->u.deny.text, "producer gave up");
+    } else if (type == KVF_PEER_DONE || type == KVF_PEER_ABORT) {
+        m->u.end.claim = 8;
+        memset(m->u.end.token.b, 0x33, KVF_ID_LEN);
+    } else if (type == KVF_PEER_REVOKED) {
+        m->u.revoked.claim = 8;
+        strcpy(m->u.revoked.text, "drain");
+    } else if (type == KVF_PEER_UNMAPPED) {
+        m->u.unmapped = gone[0];
+    } else if (type == KVF_PEER_BYE) {
+        strcpy(m->u.bye.text, "SIGTERM");
+    } else { /* one number: ping, pong, unask, ended */
+        m->u.ping.seq = 42;
+    }
+}
+
+/* The line of the golden file for a name, or "". */
+static void golden(const char *name, char *out, size_t cap)
+{
+    FILE *f = fopen(KVF_COMPAT_DIR "/peer-v1.txt", "r");
+    char line[4096], who[32], hex[4000];
+
+    out[0] = '\0';
+    if (f == NULL)
+        return;
+    while (fgets(line, sizeof line, f) != NULL)
+        if (sscanf(line, "%31s %3999s", who, hex) == 2 &&
+            strcmp(who, name) == 0)
+            snprintf(out, cap, "%s", hex);
+    fclose(f);
+}
+
+static void test_golden_and_round_trip(void **state)
+{
+    const char *mode = getenv("KVF_GOLDEN");
+
+    (void)state;
+    for (int t = KVF_PEER_HELLO; t < KVF_PEER_TYPE_END; t++) {
+        const char *name = kvf_peer_type_name((enum kvf_peer_type)t);
+        char hex[4000], want[4000];
+        struct kvf_peer_msg m, back;
+        struct kvf_mpw a, b;
+        struct kvf_why why;
+
+        kvf_mpw_init(&a);
+        kvf_mpw_init(&b);
+        fill(&m, (enum kvf_peer_type)t);
+        assert_int_equal(kvf_peer_encode(&a, &m), 0);
+        for (size_t i = 0; i < a.buf.size; i++)
+            sprintf(hex + 2 * i, "%02x", (unsigned char)a.buf.data[i]);
+        if (mode != NULL) {
+            fprintf(stderr, "%s %s\n", name, hex);
+        } else {
+            golden(name, want, sizeof want);
+            assert_string_equal(hex, want);
+        }
+        if (kvf_peer_decode(&back, a.buf.data, a.buf.size, NULL, 0, &why) != 0)
+            fail_msg("%s: %s", name, why.text);
+        assert_int_equal(back.head.type, t);
+        assert_true(kvf_worker_equal(&back.head.worker, &m.head.worker));
+        assert_int_equal(kvf_peer_encode(&b, &back), 0);
+        assert_int_equal(a.buf.size, b.buf.size);
+        assert_memory_equal(a.buf.data, b.buf.data, a.buf.size);
+        kvf_peer_done(&back);
+        kvf_peer_done(&back);
+        kvf_mpw_fini(&a);
+        kvf_mpw_fini(&b);
+    }
+}
+
+static int recode(struct kvf_peer_msg *m, const void *payload, size_t len,
+                  struct kvf_why *why)
+{
+    struct kvf_peer_msg back;
+    struct kvf_mpw w;
+    int rc;
+
+    kvf_mpw_init(&w);
+    assert_int_equal(kvf_peer_encode(&w, m), 0);
+    rc = kvf_peer_decode(&back, w.buf.data, w.buf.size, payload, len, why);
+    kvf_peer_done(&back);
+    kvf_mpw_fini(&w);
+    return rc;
+}
+
+static void test_head(void **state)
+{
+    struct kvf_peer_msg m;
+    struct kvf_why why;
+
+    (void)state;
+    fill(&m, KVF_PEER_PING);
+    m.head.version = 2;
+    assert_int_equal(recode(&m, NULL, 0, &why), -KVF_MISMATCH);
+    fill(&m, KVF_PEER_PING);
+    m.head.worker.stage = KVF_STAGE_MAX + 1;
+    assert_int_equal(recode(&m, NULL, 0, &why), -KVF_INVALID);
+    fill(&m, KVF_PEER_PING);
+    m.head.cluster[0] = '\0';
+    assert_int_equal(recode(&m, NULL, 0, &why), -KVF_INVALID);
+    fill(&m, KVF_PEER_PING);
+    assert_int_equal(recode(&m, eager, 5, &why), -KVF_INVALID);
+}
+
+static void test_grant(void **state)
+{
+    struct kvf_peer_msg m;
+    struct kvf_why why;
+
+    (void)state;
+    fill(&m, KVF_PEER_GRANT);
+    m.u.grant.size = 129; /* one more than the segs */
+    assert_int_equal(recode(&m, NULL, 0, &why), -KVF_INVALID);
+    m.u.grant.size = 127;
+    assert_int_equal(recode(&m, NULL, 0, &why), -KVF_INVALID);
+    m.u.grant.size = 128;
+    m.u.grant.n_spaces = 0; /* segs name a space that is not there */
+    assert_int_equal(recode(&m, NULL, 0, &why), -KVF_INVALID);
+    fill(&m, KVF_PEER_GRANT);
+    assert_int_equal(recode(&m, eager, 5, &why), -KVF_INVALID);
+    m.u.grant.eager = true;
+    m.u.grant.n_segs = 0;
+    m.u.grant.size = 5;
+    assert_int_equal(recode(&m, eager, 5, &why), 0);
+    assert_int_equal(recode(&m, eager, 4, &why), -KVF_INVALID);
+    assert_int_equal(recode(&m, NULL, 0, &why), -KVF_INVALID);
+}
+
+static void test_bodies(void **state)
+{
+    struct kvf_peer_msg m;
+    struct kvf_why why;
+    uint64_t *many = calloc(KVF_PEER_CLAIMS + 1, sizeof *many);
+
+    (void)state;
+    assert_non_null(many);
+    fill(&m, KVF_PEER_DENY);
+    m.u.deny.status = KVF_STATUS_COUNT;
+    assert_int_equal(recode(&m, NULL, 0, &why), -KVF_INVALID);
+    m.u.deny.status = KVF_OK;
+    assert_int_equal(recode(&m, NULL, 0, &why), -KVF_INVALID);
+    fill(&m, KVF_PEER_WELCOME);
+    strcpy(m.u.welcome.tcp_host, "example.org");
+    assert_int_equal(recode(&m, NULL, 0, &why), -KVF_INVALID);
+    strcpy(m.u.welcome.tcp_host, "fe80::1%eth0");
+    assert_int_equal(recode(&m, NULL, 0, &why), 0);
+    fill(&m, KVF_PEER_HELLO);
+    m.u.hello.live = many;
+    m.u.hello.n_live = KVF_PEER_CLAIMS;
+    assert_int_equal(recode(&m, NULL, 0, &why), 0);
+    m.u.hello.n_live = KVF_PEER_CLAIMS + 1;
+    assert_int_equal(recode(&m, NULL, 0, &why), -KVF_INVALID);
+    free(many);
+}
+
+/* One byte at a time is changed, cut or added: an answer, never a crash. */
+static void test_damage(void **state)
+{
+    struct kvf_peer_msg m, back;
+    struct kvf_mpw w;
+
+    (void)state;
+    kvf_mpw_init(&w);
+    for (int t = KVF_PEER_HELLO; t < KVF_PEER_TYPE_END; t++) {
+        fill(&m, (enum kvf_peer_type)t);
+        assert_int_equal(kvf_peer_encode(&w, &m), 0);
+        for (size_t i = 0; i < w.buf.size; i++) {
+            char *copy = malloc(w.buf.size);
+
+            assert_non_null(copy);
+            memcpy(copy, w.buf.data, w.buf.size);
+            copy[i] ^= (char)(0x41 + i);
+            kvf_peer_decode(&back, copy, w.buf.size, NULL, 0, NULL);
+            kvf_peer_done(&back);
+            assert_int_not_equal(
+                kvf_peer_decode(&back, w.buf.data, i, NULL, 0, NULL), 0);
+            kvf_peer_done(&back);
+            free(copy);
+        }
+        kvf_mpw_nil(&w);
+        assert_int_equal(
+            kvf_peer_decode(&back, w.buf.data, w.buf.size, NULL, 0, NULL),
+            -KVF_INVALID);
+        kvf_peer_done(&back);
+    }
+    kvf_mpw_fini(&w);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_golden_and_round_trip),
+        cmocka_unit_test(test_head),
+        cmocka_unit_test(test_grant),
+        cmocka_unit_test(test_bodies),
+        cmocka_unit_test(test_damage),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
