@@ -13,6 +13,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import xml.etree.ElementTree as ET
 
@@ -88,9 +89,7 @@ def finish(proc, until):
 
 def run(cmd, seconds, env=None):
     """(status or None, output)"""
-    path = os.path.join(ROOT, "build-release", "run.log")
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    with open(path, "w+b") as log:
+    with tempfile.TemporaryFile() as log:
         status = finish(start(cmd, log, env), time.monotonic() + seconds)
         log.seek(0)
         return status, log.read().decode(errors="replace")

@@ -20,6 +20,13 @@ def pytest_configure(config):
         "markers", "release_only: measures, so not on a sanitized build")
 
 
+def pytest_sessionstart(session):
+    if not session.config.option.collectonly and not os.path.exists(
+            kvf.KVFERRYD):
+        pytest.exit(f"there is no {kvf.KVFERRYD}: build first, or name the "
+                    "build folder in KVF_BUILD", returncode=3)
+
+
 def pytest_collection_modifyitems(config, items):
     shard = os.environ.get("KVF_SHARD")
     if not shard:

@@ -157,12 +157,13 @@ def test_process_exit_ends_its_pending_get(daemon, other_process):
 
 def test_newcomer_with_an_old_routing_id_has_no_session(daemon,
                                                         other_process):
-    with Client(daemon.endpoint, routing_id=b"same") as first:
-        first.hello()
-        first.alloc(4096)
-        e = other_process(daemon, hello=False, routing_id="same")
-        assert e.request("ping")["status"] == "OK"
-        assert e.request("alloc", size=4096)["status"] == "STALE"
+    first = other_process(daemon, routing_id="same")
+    first.ok("alloc", size=4096)
+    second = other_process(daemon, hello=False, routing_id="same")
+    assert second.request("ping")["status"] == "OK"
+    assert second.request("alloc", size=4096)["status"] == "STALE"
+    second.close()
+    first.close()
     daemon.assert_all_free()
 
 
@@ -227,13 +228,13 @@ def test_events_reach_who_asked(daemon, make):
     assert isinstance(e["event"], str)
 
 
-def test_socket_that_goes_away_with_replies_unread(daemon):
-    for _ in range(20):
-        with Client(daemon.endpoint) as c:
-            c.hello()
-            for _ in range(50):
-                c.send("alloc", size=4096)
-    daemon.engine().ok("ping")
+def test_process_that_goes_away_with_replies_unread(daemon, other_process):
+    for _ in range(5):
+        e = other_process(daemon)
+        for _ in range(50):
+            e.send("alloc", size=4096)
+        e.kill()
+    daemon.assert_all_free()
 
 
 def test_req_and_dealer_clients_side_by_side(daemon):
