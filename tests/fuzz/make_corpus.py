@@ -1,0 +1,104 @@
+#!/usr/bin/env python3
+"""Writes the seed corpora of the fuzz targets into corpus/ (committed).
+
+Needs nothing but the standard library: the packer below knows the few
+MessagePack forms that the seeds use.
+"""
+import pathlib
+import struct
+
+HERE = pathlib.Path(__file__).resolve().parent
+
+
+def pack(v):
+    if v is None:
+        return b"\xc0"
+    if v is True or v is False:
+        return b"\xc3" if v else b"\xc2"
+    if isinstance(v, int):
+        if v < 0:
+            return b"\xd3" + struct.pack(">q", v)
+        if v < 128:
+            return bytes([v])
+        return b"\xcf" + struct.pack(">Q", v)
+    if isinstance(v, float):
+        return b"\xcb" + struct.pack(">d", v)
+    if isinstance(v, str):
+        b = v.encode()
+        return (bytes([0xA0 | len(b)]) if len(b) < 32
+                else b"\xda" + struct.pack(">H", len(b))) + b
+    if isinstance(v, bytes):
+        return b"\xc5" + struct.pack(">H", len(v)) + v
+    if isinstance(v, list):
+        return b"\xdc" + struct.pack(">H", len(v)) + b"".join(map(pack, v))
+    return (b"\xde" + struct.pack(">H", len(v)) +
+            b"".join(pack(k) + pack(x) for k, x in v.items()))
+
+
+ID = bytes(range(16))
+SEG = [{"buffer": 1, "offset": 0, "length": 9}, {"buffer": 2}]
+GET = {"key": "k", "from": {"stage": 0, "rank": 1, "replica": 0},
+       "source": {"host": "h", "port": 9}, "generation": 3,
+       "metadata": {"source_host": "h", "source_port": 9, "generation": 1,
+                    "incarnation": ID},
+       "timeout_ms": 5, "wait": False, "mode": "copy", "into": SEG}
+REQUESTS = {
+    "hello": {"version": 1, "client": "c", "pid": 2, "events": True,
+              "session": ID, "unmapped": ID},
+    "bye": {}, "ping": {}, "stats": {}, "health": {},
+    "alloc": {"size": 4096}, "free": {"buffer": 1},
+    "register": {"fd": 3, "size": 4096}, "unregister": {"region": 1},
+    "put": {"key": "k", "segments": SEG, "meta": b"m", "ttl_ms": 5,
+            "readers": 2, "on_duplicate": "reject", "checksum": True,
+            "notify": True},
+    "get": GET, "release": {"buffer": 1},
+    "mget": {"gets": [GET, {"request_id": "r", "from": 0, "to": 1}],
+             "timeout_ms": 5, "all_or_nothing": True},
+    "cancel": {"target": 7}, "fail": {"key": "k", "reason": "r"},
+    "cleanup": {"request_id": "r", "from": 0, "to": 1},
+    "list": {"prefix": "p", "limit": 5},
+    "peer": {"stage": 1, "rank": 0, "replica": 0, "host": "h", "port": 9},
+    "drain": {"timeout_ms": 5},
+}
+
+
+def write(target, name, data):
+    folder = HERE / "corpus" / target
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_bytes(data)
+
+
+def main():
+    for op, fields in REQUESTS.items():
+        write("fuzz_engine_msg", op,
+              b"\0" + pack({"id": 1, "op": op, **fields}))
+    write("fuzz_engine_msg", "put_payload",
+          b"\1" + pack({"op": "put", "request_id": "r", "from": 0, "to": 1}))
+
+    write("fuzz_mp", "all_types", pack(
+        {"id": 5, "a": [1, -1, 1.5, None, True, b"b", "s" * 40, {}, []]}))
+    write("fuzz_mp", "nested", b"\x91" * 16 + b"\xc0")
+    write("fuzz_mp", "huge_array", b"\xdd\xff\xff\xff\xff")
+    write("fuzz_mp", "ext", b"\x93\xd4\x01x\xc7\x02\x01xy\xd6\xff\0\0\0\0")
+
+    golden = HERE.parent / "compat" / "peer-v1.txt"
+    for line in golden.read_text().splitlines():
+        name, digits = line.split()
+        write("fuzz_peer_msg", name.lower(), bytes.fromhex(digits))
+
+    write("fuzz_frame", "preface", b"KVFB\0\1\0\2" + b"s" * 32)
+    for op in (1, 2):
+        write("fuzz_frame", f"request{op}", b"KQ" + struct.pack(
+            ">HIQQ16sQQ", op, 0, 1, 2, ID, 4096, 65536))
+    write("fuzz_frame", "answer",
+          b"KR" + struct.pack(">HIQQ", 0, 0, 1, 65536) + bytes(32))
+
+    write("fuzz_conf", "small", b"[worker]\ncluster = c\nstage = 1\n"
+          b"rank = 0\n[connector]\nhost = 127.0.0.1\nzmq_port = 50000\n"
+          b"memory_pool_size = 1GiB\nget_sub_timeout_ms = 30s\n"
+          b"[edge 0->1]\nwindow_size = -1\n[peer 0.0]\nhost = h\nport = 9\n")
+    write("fuzz_conf", "broken", b"[worker\nstage == 1\n=\n[edge 0->\n")
+
+
+if __name__ == "__main__":
+    main()
