@@ -168,7 +168,7 @@ def run_meson(label, suite, build_name, seconds, tally):
         if r["result"] in ("OK", "EXPECTEDFAIL"):
             p, f, s = counts or (1, 0, 0)
             passed, failed, skipped = passed + p, failed + f, skipped + s
-            for line in text.splitlines():
+            for line in sorted(set(text.splitlines())):
                 if "[  SKIPPED ]" in line and "test(s)" not in line:
                     say(f"SKIPPED {label} {r['name']}: {line.strip()}")
         elif r["result"] == "SKIP":
@@ -209,8 +209,8 @@ def junit(path, label, tally_list):
         if "failure" in kinds or "error" in kinds:
             tally_list[1] += 1
             bad = kinds.get("failure", kinds.get("error"))
-            say(f"FAILED {label} {name}: "
-                f"{(bad.get('message') or '').splitlines()[:1]}")
+            text = (bad.get("message") or "no message").splitlines()[0]
+            say(f"FAILED {label} {name}: {text[:200]}")
         elif "skipped" in kinds:
             tally_list[2] += 1
             say(f"SKIPPED {label} {name}: {kinds['skipped'].get('message')}")

@@ -311,3 +311,19 @@ def test_log_has_no_unescaped_key(engine, daemon):
     engine.ok("put", b"x", key="a\n[KVF PUT] key=forged gen=1")
     assert not re.search(r"^\[KVF PUT\] key=forged", daemon.log(), re.M)
     assert "key=forged" not in daemon.log()
+
+
+def test_client_that_never_reads_hurts_nobody(daemon, engine):
+    engine.put("k", kvf.pattern(60000), readers=0)
+    with Client(daemon.endpoint) as lazy:
+        lazy.sock.setsockopt(zmq.RCVHWM, 1)
+        lazy.sock.disconnect(daemon.endpoint)
+        lazy.sock.connect(daemon.endpoint)
+        for _ in range(3000):
+            lazy.send("get", key="k", mode="inline")
+        for _ in range(50):
+            began = time.monotonic()
+            assert engine.fetch("k", mode="inline") == kvf.pattern(60000)
+            assert time.monotonic() - began < 2 * kvf.SLOW
+    engine.ok("ping")
+    assert daemon.rss_anon() < 1200 * MIB

@@ -401,3 +401,27 @@ def test_sigusr1_and_sighup_do_no_harm(daemon, engine):
     daemon.proc.send_signal(signal.SIGHUP)
     engine.put("k", b"x")
     assert engine.fetch("k", mode="inline") == b"x"
+
+
+def test_cancel_without_a_session_is_of_the_socket(daemon, engine):
+    a, b = daemon.client(), daemon.client()
+    for c in (a, b):
+        c.send_map({"op": "get", "key": "k", "id": 77, "mode": "inline",
+                    "source": engine.me})
+        c.ok("ping")
+    assert a.ok("cancel", target=77)["cancelled"] == 1
+    assert a.recv(77).status == "CANCELLED"
+    b.quiet()
+    assert b.ok("cancel", target=77)["cancelled"] == 1
+    assert b.recv(77).status == "CANCELLED"
+
+
+def test_timeout_0_waits_for_ever(pair_of):
+    p = pair_of(conf={"connector": {"get_sub_timeout_ms": 100}})
+    p.meet()
+    w = p.b.send("get", key="k", timeout_ms=0, mode="inline")
+    p.b.want("TIMEOUT", "get", key="other")
+    p.b.want("TIMEOUT", "get", key="other", timeout_ms=300)
+    assert w not in p.b.replies
+    p.a.put("k", b"x")
+    assert p.b.recv(w).status == "OK"

@@ -361,3 +361,22 @@ def test_fragmented_pool_reports_the_largest_extent(daemon, engine):
     for b in bufs[1::2]:
         engine.ok("free", buffer=b)
     engine.ok("free", buffer=engine.alloc(60 * MIB + 1 * KIB)["buffer"])
+
+
+def test_buffer_of_a_waiting_into_is_not_freed(engine):
+    b = engine.alloc(5000)["buffer"]
+    w = engine.send("get", key="k", source=engine.me, into=[{"buffer": b}])
+    engine.want("BUSY", "free", buffer=b)
+    engine.ok("cancel", target=w)
+    assert engine.recv(w).status == "CANCELLED"
+    engine.ok("free", buffer=b)
+
+
+def test_memory_outlives_one_socket_of_a_session(daemon, engine):
+    other = kvf.Client(daemon.endpoint)
+    other.hello(session=engine.session)
+    b = other.alloc(5000)
+    other.close(bye=False)
+    engine.fill(b, b"x" * 5000)
+    engine.ok("put", key="k", segments=[{"buffer": b["buffer"]}])
+    assert engine.fetch("k") == b"x" * 5000

@@ -493,3 +493,62 @@ def test_log_lines_of_a_peer(pair):
     a.put("again", b"y")
     until(lambda: pair.b.request("get", key="again", mode="inline",
                                  timeout_ms=2000).status == "OK", "back")
+
+
+# -- names ----------------------------------------------------------------
+def test_source_by_name(make):
+    src, dst = make(0), make(1)
+    src.engine().put("k", b"x" * 1000)
+    assert dst.engine().fetch("k", source={
+        "host": "localhost", "port": src.peer_port}) == b"x" * 1000
+
+
+def test_name_that_does_not_resolve_blocks_nobody(make):
+    d = make(1)
+    b = d.engine()
+    w = b.send("get", key="k", timeout_ms=1000,
+               source={"host": "no-such-host.invalid", "port": 5555})
+    for _ in range(50):
+        began = time.monotonic()
+        b.ok("ping")
+        assert ms(began) < 500 * kvf.SLOW
+    assert b.recv(w).status == "PEER_UNREACHABLE"
+
+
+# -- fan-out --------------------------------------------------------------
+def test_one_key_for_two_daemons(make):
+    edge = {"edge 0->1": {"to_tp": 2}}
+    src = make(0, conf=edge)
+    dsts = [make(1, rank=r, conf=edge) for r in (0, 1)]
+    a = src.engine()
+    data = kvf.pattern(2 * MIB)
+    ids = []
+    for d in dsts:
+        d.knows(src)
+        e = d.engine()
+        ids.append((e, e.send("get", key="k", mode="copy")))
+        e.ok("ping")
+    a.put("k", data, readers=2, notify=True)
+    for e, w in ids:
+        g = e.recv(w)
+        assert g.status == "OK" and e.bytes_of(g) == data
+        e.ok("release", buffer=g["buffer"])
+    assert a.event(event="retired")["readers_done"] == 2
+
+
+def test_two_parked_gets_of_one_reader(pair):
+    pair.meet()
+    first = pair.b.send("get", key="k", mode="inline")
+    second = pair.b.send("get", key="k", mode="inline")
+    pair.b.ok("ping")
+    pair.a.put("k", b"x" * 100)
+    got = sorted(pair.b.recv(w).status for w in (first, second))
+    assert got == ["CONSUMED", "OK"]
+
+
+def test_the_same_key_at_two_daemons(pair):
+    pair.a.put("same", b"at src", readers=0)
+    pair.b.put("same", b"at dst", readers=0)
+    pair.src.knows(pair.dst)
+    assert pair.a.fetch("same", mode="inline") == b"at src"
+    assert pair.b.fetch("same", mode="inline") == b"at dst"
