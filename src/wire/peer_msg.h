@@ -44,6 +44,7 @@ enum kvf_peer_type {
 const char *kvf_peer_type_name(enum kvf_peer_type type);
 
 #define KVF_PEER_PATH 64       /* "/proc/<pid>/fd/<n>" with its NUL */
+#define KVF_PEER_SPACES 64u    /* most regions named in a GRANT */
 #define KVF_PEER_CLAIMS 65536u /* most claims listed in a HELLO */
 
 struct kvf_peer_head {

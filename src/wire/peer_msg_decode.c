@@ -12,7 +12,6 @@
 #include <string.h>
 
 #define HEAD_ITEMS 9u
-#define MAX_SPACES 64u
 
 struct reader {
     const msgpack_object *map;
@@ -270,7 +269,7 @@ static void read_ask(struct reader *r, struct kvf_peer_ask *a)
 
 static void grant_spaces(struct reader *r, struct kvf_peer_grant *g)
 {
-    const msgpack_object_array *a = array(r, "spaces", MAX_SPACES);
+    const msgpack_object_array *a = array(r, "spaces", KVF_PEER_SPACES);
 
     if (a == NULL ||
         (g->spaces = elements(r, a->size, sizeof *g->spaces)) == NULL)
