@@ -1,5 +1,7 @@
-/* The loop. An iteration: stamp the time, deliver signals, drain the ready
- * sources, one turn of the sched, arm all touched sources, wait in libevent.
+/* The loop. An iteration: arm all touched sources, wait in libevent, stamp the
+ * time, deliver signals, drain the ready sources, one turn of the sched. (The
+ * wait stands before the handlers, so that kvf_reactor_once returns as soon as
+ * they have run; round the loop the order is the same.)
  *
  * libevent's callbacks only mark, so that every handler runs between two waits
  * and may remove any source, its own included. A source is put on the touched
@@ -14,6 +16,8 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/timerfd.h>
+#include <unistd.h>
 
 #include <event2/event.h>
 
@@ -34,6 +38,7 @@ struct signal_slot {
 struct kvf_reactor {
     struct event_base *base;
     struct event *timer;
+    int timer_fd;
     uint64_t timer_due; /* what `timer` is set for; KVF_NEVER = not set */
     struct kvf_sched sched;
     struct kvf_stats *stats;
@@ -64,10 +69,23 @@ struct kvf_sched *kvf_reactor_sched(struct kvf_reactor *r)
 static void on_timer(evutil_socket_t fd, short what, void *arg)
 {
     struct kvf_reactor *r = arg;
+    uint64_t ticks;
 
-    (void)fd;
     (void)what;
-    r->timer_due = KVF_NEVER;
+    if (read(fd, &ticks, sizeof ticks) == (ssize_t)sizeof ticks)
+        r->timer_due = KVF_NEVER;
+}
+
+/* A timerfd instead of libevent's timers: it takes absolute nanoseconds and
+ * costs a system call only when the time changes. */
+static int open_timer(struct kvf_reactor *r)
+{
+    r->timer_fd = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC);
+    if (r->timer_fd < 0)
+        return -1;
+    r->timer =
+        event_new(r->base, r->timer_fd, EV_READ | EV_PERSIST, on_timer, r);
+    return r->timer != NULL ? event_add(r->timer, NULL) : -1;
 }
 
 static struct event_base *new_base(void)
@@ -77,10 +95,8 @@ static struct event_base *new_base(void)
 
     if (cfg == NULL)
         return NULL;
-    /* PRECISE_TIMER: timeouts below a millisecond are kept. */
     if (event_config_set_flag(cfg, EVENT_BASE_FLAG_NOLOCK) == 0 &&
-        event_config_set_flag(cfg, EVENT_BASE_FLAG_IGNORE_ENV) == 0 &&
-        event_config_set_flag(cfg, EVENT_BASE_FLAG_PRECISE_TIMER) == 0)
+        event_config_set_flag(cfg, EVENT_BASE_FLAG_IGNORE_ENV) == 0)
         base = event_base_new_with_config(cfg);
     event_config_free(cfg);
     return base;
@@ -101,9 +117,8 @@ struct kvf_reactor *kvf_reactor_create(struct kvf_stats *stats,
     kvf_list_init(&r->touched);
     kvf_sched_init(&r->sched, NULL, NULL);
     r->base = new_base();
-    if (r->base != NULL)
-        r->timer = evtimer_new(r->base, on_timer, r);
-    if (r->timer == NULL) {
+    r->timer_fd = -1;
+    if (r->base == NULL || open_timer(r) != 0) {
         kvf_fail(why, KVF_INTERNAL, "libevent cannot be set up: %s",
                  strerror(errno));
         kvf_reactor_destroy(r);
@@ -120,6 +135,8 @@ void kvf_reactor_destroy(struct kvf_reactor *r)
         event_free(r->signal[i].event);
     if (r->timer != NULL)
         event_free(r->timer);
+    if (r->timer_fd >= 0)
+        close(r->timer_fd);
     if (r->base != NULL)
         event_base_free(r->base);
     kvf_sched_fini(&r->sched);
@@ -311,26 +328,19 @@ static void arm_touched(struct kvf_reactor *r)
     }
 }
 
-/* Sets libevent's timer for `due`, if it is not set for that already. */
-static int set_timer(struct kvf_reactor *r, uint64_t due, uint64_t now)
+/* Sets the timer for `due`, if it is not set for that already. */
+static int set_timer(struct kvf_reactor *r, uint64_t due)
 {
-    uint64_t us;
-    struct timeval tv;
+    struct itimerspec at = {.it_value = {0, 0}}; /* all zero disarms it */
 
     if (due == r->timer_due)
         return 0;
     r->timer_due = due;
-    if (due == KVF_NEVER)
-        return event_del(r->timer);
-    /* Rounded up, and one more for the part of a microsecond that libevent's
-     * own reading of the clock leaves out: early would mean a second wait. */
-    us = (due - now + KVF_NS_PER_US - 1) / KVF_NS_PER_US + 1;
-    /* libevent's epoll takes longer waits badly; waking once a day is fine. */
-    if (us > 86400000000ull)
-        us = 86400000000ull;
-    tv.tv_sec = (time_t)(us / 1000000);
-    tv.tv_usec = (suseconds_t)(us % 1000000);
-    return event_add(r->timer, &tv);
+    if (due != KVF_NEVER) {
+        at.it_value.tv_sec = (time_t)(due / KVF_NS_PER_S);
+        at.it_value.tv_nsec = (long)(due % KVF_NS_PER_S);
+    }
+    return timerfd_settime(r->timer_fd, TFD_TIMER_ABSTIME, &at, NULL);
 }
 
 static int wait_for_events(struct kvf_reactor *r, bool busy, uint64_t until,
@@ -347,7 +357,7 @@ static int wait_for_events(struct kvf_reactor *r, bool busy, uint64_t until,
         due = until;
     if (busy || r->stop || due <= now)
         flags |= EVLOOP_NONBLOCK;
-    else if (set_timer(r, due, now) != 0)
+    else if (set_timer(r, due) != 0)
         return kvf_fail(why, KVF_INTERNAL, "cannot set the loop's timer");
     if (event_base_loop(r->base, flags) < 0)
         return kvf_fail(why, KVF_INTERNAL, "libevent failed: %s",
@@ -359,19 +369,24 @@ static int wait_for_events(struct kvf_reactor *r, bool busy, uint64_t until,
 int kvf_reactor_once(struct kvf_reactor *r, uint64_t timeout_ns,
                      struct kvf_why *why)
 {
-    uint64_t until = KVF_NEVER;
+    uint64_t until = KVF_NEVER, now = kvf_sched_clock(&r->sched);
     bool busy;
+    int rc;
 
+    if (timeout_ns < KVF_NEVER - now)
+        until = now + timeout_ns;
+    /* Second pass of the iteration before: all its handlers have run. */
+    arm_touched(r);
+    busy = !kvf_list_empty(&r->ready) || !kvf_list_empty(&r->touched) ||
+           !kvf_list_empty(&r->sched.tasks) ||
+           !kvf_list_empty(&r->sched.slices);
+    rc = wait_for_events(r, busy, until, why);
     kvf_sched_stamp(&r->sched);
-    if (timeout_ns < KVF_NEVER - r->sched.now_ns)
-        until = r->sched.now_ns + timeout_ns;
     if (r->signalled)
         deliver_signals(r);
     drain_ready(r);
-    busy = kvf_sched_turn(&r->sched);
-    arm_touched(r);
-    busy = busy || !kvf_list_empty(&r->ready) || !kvf_list_empty(&r->touched);
-    return wait_for_events(r, busy, until, why);
+    kvf_sched_turn(&r->sched);
+    return rc;
 }
 
 int kvf_reactor_run(struct kvf_reactor *r, struct kvf_why *why)

@@ -62,8 +62,9 @@ struct kvf_sched *kvf_reactor_sched(struct kvf_reactor *r);
  * wait to the next wait) in stats->loop_lag_us. */
 int kvf_reactor_run(struct kvf_reactor *r, struct kvf_why *why);
 void kvf_reactor_stop(struct kvf_reactor *r);
-/* One iteration, waiting at most timeout_ns (KVF_NEVER = until something
- * happens). For tests and for programs with a loop of their own. */
+/* One iteration: arm, wait at most timeout_ns (KVF_NEVER = until something
+ * happens), handle what came. Returns right after the handlers. For tests and
+ * for programs with a loop of their own. */
 int kvf_reactor_once(struct kvf_reactor *r, uint64_t timeout_ns,
                      struct kvf_why *why);
 
