@@ -200,3 +200,8 @@ void kvf_buffers_on_free(struct kvf_buffers *t, void (*fn)(void *arg),
     t->on_free = fn;
     t->on_free_arg = arg;
 }
+
+uint64_t kvf_buffers_next_id(struct kvf_buffers *t)
+{
+    return t->next_id++;
+}

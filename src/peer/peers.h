@@ -18,6 +18,8 @@
 #include "transport/transport.h"
 #include "wire/peer_msg.h"
 
+#include "memory/hash.h"
+
 struct kvf_peers;
 struct kvf_peer;
 
@@ -41,6 +43,7 @@ struct kvf_peers_env {
     struct kvf_id incarnation;
     struct kvf_store *store;
     struct kvf_map_cache *maps;
+    struct kvf_mapping *own_map; /* the own pool, as any other mapping */
     struct kvf_channel channel;
     struct kvf_proc_ops proc;
     void *proc_ctx;
@@ -159,7 +162,8 @@ struct kvf_grant {
     bool lost; /* the owner ended it, or the session is gone */
     void *meta;
     size_t meta_len;
-    void *eager; /* the bytes, if they came along (malloced) */
+    const void *eager; /* the bytes, if they came along: they lie in the
+                          message, so they are valid during on_grant only */
     struct kvf_remote remote;
     char (*paths)[KVF_PEER_PATH]; /* per segment, for views of a remote pool;
                                      "" = the pool of this daemon */
@@ -180,15 +184,13 @@ struct kvf_grant *kvf_grant_local(struct kvf_peers *ps, struct kvf_claim *claim,
 /* A lookup under way. Embedded in its get. Exactly one of the callbacks comes,
  * from the loop, unless it is taken back. */
 struct kvf_ask {
-    struct kvf_list node;
     struct kvf_peer *peer;
-    struct kvf_waiter waiter; /* when we are the owner ourselves */
     uint64_t id;
     bool active;
     void (*on_grant)(struct kvf_ask *a, struct kvf_grant *g);
     void (*on_deny)(struct kvf_ask *a, const struct kvf_why *why,
                     uint64_t generation, uint64_t size);
-    void *priv;
+    UT_hash_handle hh; /* by id */
 };
 /* body->ask is filled in. The peer must be UP. body's strings are copied into
  * the message at once. */

@@ -116,7 +116,7 @@ struct kvf_view {
     struct kvf_list owner_node; /* in params.view_list */
     struct kvf_gets *gets;
     struct kvf_grant *grant;
-    void *hash_private[8];
+    UT_hash_handle hh; /* by id */
 };
 struct kvf_view *kvf_view_find(const struct kvf_gets *gs, uint64_t id);
 /* The engine has let go: the reader counts as done. v is gone. */

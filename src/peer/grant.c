@@ -1,0 +1,340 @@
+/* Claims that we hold at owners, and the DONE or ABORT that ends each. */
+#include "peer/peers_private.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+static void grant_free(struct kvf_grant *g)
+{
+    if (g->priv != NULL) {
+        HASH_DEL(g->priv->peer->grants, g->priv);
+        free(g->priv);
+    }
+    for (unsigned i = 0; i < g->remote.n_segs; i++)
+        if (g->remote.segs[i].map != NULL)
+            kvf_map_release(g->remote.segs[i].map);
+    free(g->remote.segs);
+    free(g->paths);
+    free(g->meta);
+    free(g);
+}
+
+/* ---- ending ---------------------------------------------------------------
+ */
+
+static void send_end(struct kvf_peer *p, struct kvf_end *e)
+{
+    struct kvf_peer_msg m;
+
+    kvf_peers_head(p->ps, &m, e->done ? KVF_PEER_DONE : KVF_PEER_ABORT,
+                   &p->incarnation);
+    m.u.end.claim = e->claim;
+    m.u.end.token = e->token;
+    e->sent_ns = p->ps->env.sched->now_ns;
+    kvf_peer_send(p, &m);
+}
+
+/* Remembers the end until it is acknowledged; sends it if possible. */
+static void end_claim(struct kvf_peer *p, uint64_t claim,
+                      const struct kvf_id *token, bool done)
+{
+    struct kvf_end *e;
+
+    HASH_FIND(hh, p->ends, &claim, sizeof claim, e);
+    if (e == NULL) {
+        e = calloc(1, sizeof *e);
+        if (e == NULL)
+            return; /* the owner notices at the next HELLO */
+        e->claim = claim;
+        e->token = *token;
+        e->done = done;
+        HASH_ADD(hh, p->ends, claim, sizeof e->claim, e);
+    }
+    if (p->state == KVF_PEER_UP)
+        send_end(p, e);
+}
+
+void kvf_peer_send_ends(struct kvf_peer *p, uint64_t not_before_ns)
+{
+    struct kvf_end *e, *next;
+
+    HASH_ITER (hh, p->ends, e, next)
+        if (e->sent_ns <= not_before_ns)
+            send_end(p, e);
+}
+
+void kvf_peer_drop_ends(struct kvf_peer *p)
+{
+    struct kvf_end *e, *next;
+
+    HASH_ITER (hh, p->ends, e, next) {
+        HASH_DEL(p->ends, e);
+        free(e);
+    }
+}
+
+void kvf_peer_on_ended(struct kvf_peer *p, uint64_t claim)
+{
+    struct kvf_end *e;
+
+    HASH_FIND(hh, p->ends, &claim, sizeof claim, e);
+    if (e == NULL)
+        return;
+    HASH_DEL(p->ends, e);
+    free(e);
+}
+
+static void grant_end(struct kvf_grant *g, bool done)
+{
+    if (g->local != NULL && done)
+        kvf_claim_done(g->local);
+    else if (g->local != NULL)
+        kvf_claim_abort(g->local);
+    else if (g->priv != NULL)
+        /* A lost claim is ended all the same: the owner may still have it, and
+         * a reader that has the bytes counts. */
+        end_claim(g->peer, g->remote.claim, &g->remote.token, done);
+    grant_free(g);
+}
+
+void kvf_grant_done(struct kvf_grant *g)
+{
+    grant_end(g, true);
+}
+
+void kvf_grant_abort(struct kvf_grant *g)
+{
+    grant_end(g, false);
+}
+
+/* ---- losing ---------------------------------------------------------------
+ */
+
+static void lose(struct kvf_grant *g, const struct kvf_why *why)
+{
+    if (g->lost)
+        return;
+    g->lost = true;
+    if (g->on_lost != NULL)
+        g->on_lost(g, why);
+}
+
+/* on_lost may end the grant (and so free it) from inside, or others: the hash
+ * is walked anew after each. */
+void kvf_peer_lose_grants(struct kvf_peer *p, bool shm_too,
+                          const struct kvf_why *why)
+{
+    struct kvf_grant_private *gp, *next;
+    bool again = true;
+
+    while (again) {
+        again = false;
+        HASH_ITER (hh, p->grants, gp, next) {
+            if (gp->g->lost || (gp->g->shm && !shm_too))
+                continue;
+            lose(gp->g, why);
+            again = true;
+            break;
+        }
+    }
+    if (!shm_too)
+        return;
+    /* The owner of these is no more: nothing can be told to it. */
+    HASH_ITER (hh, p->grants, gp, next) {
+        HASH_DEL(p->grants, gp);
+        gp->g->priv = NULL;
+        free(gp);
+    }
+}
+
+void kvf_peer_on_revoked(struct kvf_peer *p, uint64_t claim, const char *text)
+{
+    struct kvf_grant_private *gp;
+    struct kvf_why why;
+
+    HASH_FIND(hh, p->grants, &claim, sizeof claim, gp);
+    if (gp == NULL)
+        return;
+    kvf_fail(&why, KVF_STALE, "claim ended by %s: %s", p->name, text);
+    lose(gp->g, &why);
+}
+
+/* ---- receiving --------------------------------------------------------------
+ */
+
+/* Finds the owner's memory of each segment here. A segment that cannot be
+ * mapped, or lies outside, costs shm, not the get. */
+static bool map_segments(struct kvf_peer *p, const struct kvf_peer_grant *m,
+                         struct kvf_grant *g)
+{
+    const struct kvf_map_expect none = {0};
+
+    for (unsigned i = 0; i < m->n_segs; i++) {
+        const struct kvf_peer_seg *s = &m->segs[i];
+        struct kvf_remote_seg *r = &g->remote.segs[i];
+        uint64_t least = s->space == 0 ? KVF_SEGMENT_HEADER : 0;
+
+        if (s->space == 0) {
+            r->map = p->pool_map;
+            kvf_map_hold(r->map);
+            memcpy(g->paths[i], "", 1);
+        } else {
+            const struct kvf_peer_space *sp;
+            struct kvf_map_expect e = none;
+
+            if (s->space > m->n_spaces)
+                return false;
+            sp = &m->spaces[s->space - 1];
+            e.size = sp->size;
+            e.has_inode = true;
+            e.dev = sp->dev;
+            e.ino = sp->ino;
+            if (kvf_map_open(p->ps->env.maps, sp->path, &e, &r->map, NULL) < 0)
+                return false;
+            memcpy(g->paths[i], sp->path, sizeof sp->path);
+        }
+        r->offset = s->offset;
+        r->length = s->length;
+        if (s->offset < least || s->offset > r->map->size ||
+            s->length > r->map->size - s->offset)
+            return false;
+    }
+    return true;
+}
+
+/* The path of the owner's pool, for engines that map it themselves. */
+static void fill_pool_paths(struct kvf_peer *p, const struct kvf_peer_grant *m,
+                            struct kvf_grant *g)
+{
+    for (unsigned i = 0; i < m->n_segs; i++)
+        if (m->segs[i].space == 0)
+            memcpy(g->paths[i], p->pool_path, sizeof p->pool_path);
+}
+
+static struct kvf_grant *grant_new(struct kvf_peer *p,
+                                   const struct kvf_peer_grant *m)
+{
+    struct kvf_grant *g = calloc(1, sizeof *g);
+    struct kvf_grant_private *gp = calloc(1, sizeof *gp);
+
+    if (g == NULL || gp == NULL) {
+        free(g);
+        free(gp);
+        return NULL;
+    }
+    g->peer = p;
+    g->generation = m->generation;
+    g->size = m->size;
+    g->has_checksum = m->has_checksum;
+    g->checksum = m->checksum;
+    g->remote.claim = m->claim;
+    g->remote.token = m->token;
+    g->remote.size = m->size;
+    g->meta = malloc(m->meta_len + 1);
+    if (g->meta != NULL && m->meta_len != 0)
+        memcpy(g->meta, m->meta, m->meta_len);
+    g->meta_len = m->meta_len;
+    if (m->shm && p->shm_ok && m->n_segs != 0) {
+        g->remote.segs = calloc(m->n_segs, sizeof *g->remote.segs);
+        g->paths = calloc(m->n_segs, sizeof *g->paths);
+        g->remote.n_segs = m->n_segs;
+        if (g->remote.segs == NULL || g->paths == NULL)
+            g->remote.n_segs = 0;
+        g->shm = g->remote.n_segs != 0 && map_segments(p, m, g);
+        if (g->shm)
+            fill_pool_paths(p, m, g);
+    }
+    gp->g = g;
+    gp->peer = p;
+    gp->claim = m->claim;
+    HASH_ADD(hh, p->grants, claim, sizeof gp->claim, gp);
+    g->priv = gp;
+    if (g->meta == NULL) {
+        grant_free(g);
+        return NULL;
+    }
+    return g;
+}
+
+void kvf_peer_on_grant(struct kvf_peer *p, struct kvf_peer_msg *m)
+{
+    const struct kvf_peer_grant *mg = &m->u.grant;
+    struct kvf_ask *a = kvf_peer_find_ask(p, mg->ask);
+    struct kvf_grant_private *twin;
+    struct kvf_grant *g;
+
+    HASH_FIND(hh, p->grants, &mg->claim, sizeof mg->claim, twin);
+    if (twin != NULL) {
+        p->ps->env.stats->peer_malformed++; /* one claim, granted twice */
+        return;
+    }
+    if (a == NULL) {
+        p->ps->env.stats->late_grants++;
+        end_claim(p, mg->claim, &mg->token, false);
+        return;
+    }
+    g = grant_new(p, mg);
+    kvf_peer_ask_over(a);
+    if (g == NULL) {
+        struct kvf_why why;
+
+        end_claim(p, mg->claim, &mg->token, false);
+        kvf_fail(&why, KVF_NO_SPACE, "out of memory for a claim");
+        a->on_deny(a, &why, 0, 0);
+        return;
+    }
+    if (mg->eager)
+        g->eager = m->payload;
+    a->on_grant(a, g);
+}
+
+/* ---- claims of the own store
+ * ------------------------------------------------- */
+
+struct kvf_grant *kvf_grant_local(struct kvf_peers *ps, struct kvf_claim *claim,
+                                  struct kvf_why *why)
+{
+    const struct kvf_gen *gen = claim->gen;
+    struct kvf_grant *g = calloc(1, sizeof *g);
+
+    (void)ps;
+    if (g != NULL) {
+        g->meta = malloc(gen->meta_len + 1);
+        g->remote.segs = calloc(gen->n_segs, sizeof *g->remote.segs);
+        g->paths = calloc(gen->n_segs, sizeof *g->paths);
+    }
+    if (g == NULL || g->meta == NULL || g->remote.segs == NULL ||
+        g->paths == NULL) {
+        kvf_claim_abort(claim);
+        if (g != NULL)
+            grant_free(g);
+        kvf_fail(why, KVF_NO_SPACE, "out of memory for a claim");
+        return NULL;
+    }
+    g->local = claim;
+    g->generation = gen->generation;
+    g->size = g->remote.size = gen->size;
+    g->has_checksum = gen->has_checksum;
+    g->checksum = gen->checksum;
+    if (gen->meta_len != 0)
+        memcpy(g->meta, gen->meta, gen->meta_len);
+    g->meta_len = gen->meta_len;
+    g->shm = true;
+    g->remote.claim = claim->id;
+    g->remote.token = claim->token;
+    g->remote.n_segs = gen->n_segs;
+    for (unsigned i = 0; i < gen->n_segs; i++) {
+        const struct kvf_seg *s = &gen->segs[i];
+
+        /* The own pool has no kvf_mapping of its own: env.pool_map is one made
+         * for this purpose; a region brings its own. */
+        g->remote.segs[i].map =
+            s->region != NULL ? s->region->map : ps->env.own_map;
+        kvf_map_hold(g->remote.segs[i].map);
+        g->remote.segs[i].offset = s->offset;
+        g->remote.segs[i].length = s->length;
+        if (s->region != NULL)
+            memcpy(g->paths[i], s->region->path, sizeof s->region->path);
+    }
+    return g;
+}

@@ -1,0 +1,442 @@
+/* What getters ask of this owner: lookups that may park, the claims that answer
+ * them, and how each claim ends. */
+#include "peer/peers_private.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* ---- engines of views ------------------------------------------------------
+ */
+
+static void on_engine_gone(void *arg)
+{
+    struct kvf_engine_watch *e = arg;
+    struct kvf_guest *g = e->guest;
+
+    e->gone = true;
+    /* While its daemon lives, that one tells us what is over; it cannot be
+     * wrong about its own engine. */
+    if (g->daemon_gone) {
+        kvf_guest_reap(g);
+        kvf_guest_settle(g);
+    }
+}
+
+static struct kvf_engine_watch *engine_hold(struct kvf_guest *g, uint64_t pid,
+                                            uint64_t start)
+{
+    const struct kvf_peers_env *env = &g->ps->env;
+    struct kvf_engine_watch *e;
+
+    kvf_list_for_each (n, &g->engines) {
+        e = kvf_container_of(n, struct kvf_engine_watch, node);
+        if (e->pid == pid && e->start == start && !e->gone) {
+            e->claims++;
+            return e;
+        }
+    }
+    e = calloc(1, sizeof *e);
+    if (e == NULL)
+        return NULL;
+    kvf_list_init(&e->node);
+    e->guest = g;
+    e->pid = pid;
+    e->start = start;
+    if (env->proc.watch(env->proc_ctx, pid, start, on_engine_gone, e, &e->watch,
+                        NULL) < 0) {
+        free(e);
+        return NULL;
+    }
+    e->claims = 1;
+    kvf_list_push_back(&g->engines, &e->node);
+    return e;
+}
+
+static void engine_release(struct kvf_engine_watch *e)
+{
+    const struct kvf_peers_env *env = &e->guest->ps->env;
+
+    if (--e->claims != 0)
+        return;
+    env->proc.unwatch(env->proc_ctx, e->watch);
+    kvf_list_unlink(&e->node);
+    free(e);
+}
+
+/* ---- ending claims
+ * ------------------------------------------------------------ */
+
+static void claim_end(struct kvf_claim *c, bool done)
+{
+    struct kvf_engine_watch *e = c->holder_data;
+
+    c->holder_data = NULL;
+    kvf_list_unlink(&c->holder_node);
+    if (done)
+        kvf_claim_done(c);
+    else
+        kvf_claim_abort(c);
+    if (e != NULL)
+        engine_release(e);
+}
+
+void kvf_guest_abort_claims(struct kvf_guest *g, bool shm_too)
+{
+    kvf_list_for_each_safe (n, &g->claims) {
+        struct kvf_claim *c =
+            kvf_container_of(n, struct kvf_claim, holder_node);
+
+        if (!c->shm || shm_too)
+            claim_end(c, false);
+    }
+}
+
+void kvf_guest_reap(struct kvf_guest *g)
+{
+    if (!g->daemon_gone)
+        return;
+    kvf_list_for_each_safe (n, &g->claims) {
+        struct kvf_claim *c =
+            kvf_container_of(n, struct kvf_claim, holder_node);
+        const struct kvf_engine_watch *e = c->holder_data;
+
+        if (e == NULL || e->gone)
+            claim_end(c, false);
+    }
+}
+
+void kvf_guest_unmapped(struct kvf_peers *ps, const struct kvf_peer_gone *gone)
+{
+    struct kvf_guest *g;
+
+    HASH_FIND(hh, ps->guests, &gone->incarnation, sizeof gone->incarnation, g);
+    if (g == NULL || g->up)
+        return; /* only of a daemon that is no more */
+    kvf_list_for_each_safe (n, &g->claims) {
+        struct kvf_claim *c =
+            kvf_container_of(n, struct kvf_claim, holder_node);
+        const struct kvf_engine_watch *e = c->holder_data;
+
+        if (e != NULL && e->pid == gone->pid && e->start == gone->start)
+            claim_end(c, true);
+    }
+    kvf_guest_settle(g);
+}
+
+static int compare_u64(const void *a, const void *b)
+{
+    uint64_t x, y;
+
+    memcpy(&x, a, sizeof x);
+    memcpy(&y, b, sizeof y);
+    return (x > y) - (x < y);
+}
+
+unsigned kvf_guest_reconcile(struct kvf_guest *g, const uint64_t *live,
+                             unsigned n_live, uint64_t *dead)
+{
+    uint64_t *sorted = dead; /* scratch first, the answer afterwards */
+    unsigned n_dead = 0;
+
+    if (n_live != 0)
+        memcpy(sorted, live, n_live * sizeof *sorted);
+    qsort(sorted, n_live, sizeof *sorted, compare_u64);
+    kvf_list_for_each_safe (n, &g->claims) {
+        struct kvf_claim *c =
+            kvf_container_of(n, struct kvf_claim, holder_node);
+
+        if (bsearch(&c->id, sorted, n_live, sizeof *sorted, compare_u64) ==
+            NULL)
+            claim_end(c, false);
+    }
+    for (unsigned i = 0; i < n_live; i++) {
+        const struct kvf_claim *c = kvf_claim_find(g->ps->env.store, live[i]);
+
+        if (c == NULL || c->holder != g)
+            dead[n_dead++] = live[i];
+    }
+    return n_dead;
+}
+
+void kvf_guest_on_end(struct kvf_guest *g, uint64_t claim,
+                      const struct kvf_id *token, bool done)
+{
+    struct kvf_peers *ps = g->ps;
+    struct kvf_claim *c = kvf_claim_find(ps->env.store, claim);
+    struct kvf_peer_msg m;
+
+    if (c != NULL && c->holder == g &&
+        kvf_secret_equal(&c->token, token, sizeof *token))
+        claim_end(c, done);
+    else if (c == NULL && done)
+        kvf_store_late_done(ps->env.store, claim);
+    else if (c != NULL)
+        ps->env.stats->peer_malformed++; /* somebody else's claim */
+    kvf_peers_head(ps, &m, KVF_PEER_ENDED, &g->incarnation);
+    m.u.ended.claim = claim;
+    kvf_guest_answer(g, &m, NULL, 0);
+}
+
+/* ---- granting
+ * ------------------------------------------------------------------- */
+
+static void deny(struct kvf_guest *g, uint64_t ask, enum kvf_status status,
+                 const char *text)
+{
+    struct kvf_peer_msg m;
+
+    kvf_peers_head(g->ps, &m, KVF_PEER_DENY, &g->incarnation);
+    m.u.deny.ask = ask;
+    m.u.deny.status = status;
+    snprintf(m.u.deny.text, sizeof m.u.deny.text, "%.199s", text);
+    kvf_guest_answer(g, &m, NULL, 0);
+}
+
+/* The places of a payload, for getters that map our memory. */
+static bool describe(const struct kvf_gen *gen, struct kvf_peer_grant *m)
+{
+    m->segs = calloc(gen->n_segs, sizeof *m->segs);
+    m->spaces = calloc(gen->n_segs, sizeof *m->spaces);
+    if (m->segs == NULL || m->spaces == NULL)
+        return false;
+    for (unsigned i = 0; i < gen->n_segs; i++) {
+        const struct kvf_seg *s = &gen->segs[i];
+        uint32_t space = 0;
+
+        if (s->region != NULL) {
+            const struct kvf_mapping *map = s->region->map;
+            struct kvf_peer_space *sp;
+
+            while (space < m->n_spaces && (m->spaces[space].ino != map->ino ||
+                                           m->spaces[space].dev != map->dev))
+                space++;
+            if (space == m->n_spaces) {
+                if (m->n_spaces == KVF_PEER_SPACES)
+                    return false;
+                sp = &m->spaces[m->n_spaces++];
+                snprintf(sp->path, sizeof sp->path, "%s", s->region->path);
+                sp->dev = map->dev;
+                sp->ino = map->ino;
+                sp->size = map->size;
+            }
+            space++; /* 0 is the pool */
+        }
+        m->segs[i].space = space;
+        m->segs[i].offset = s->offset;
+        m->segs[i].length = s->length;
+    }
+    m->n_segs = gen->n_segs;
+    return true;
+}
+
+/* The payload as one piece: in place when it lies in one, else gathered. */
+static const void *gather(const struct kvf_claim *c, void **scratch)
+{
+    const struct kvf_gen *gen = c->gen;
+    uint8_t *p;
+
+    *scratch = NULL;
+    if (gen->n_segs == 1)
+        return kvf_seg_ptr(&gen->segs[0]);
+    p = *scratch = malloc(gen->size);
+    if (p == NULL)
+        return NULL;
+    for (unsigned i = 0; i < gen->n_segs; i++) {
+        memcpy(p, kvf_seg_ptr(&gen->segs[i]), gen->segs[i].length);
+        p += gen->segs[i].length;
+    }
+    return *scratch;
+}
+
+/* Which way the bytes may go. False: it was answered already. */
+static bool choose_way(struct kvf_guest *g, const struct kvf_guest_ask *a,
+                       struct kvf_claim *c)
+{
+    bool maps = a->mode == KVF_MODE_VIEW || a->mode == KVF_MODE_AUTO;
+
+    c->eager = a->mode != KVF_MODE_VIEW && c->gen->size <= a->eager_max;
+    c->shm = !c->eager && g->shm_ok && a->want_shm;
+    if (c->shm && maps && a->view_pid != 0) {
+        struct kvf_engine_watch *e = engine_hold(g, a->view_pid, a->view_start);
+
+        c->holder_data = e;
+        c->shm = e != NULL;
+    }
+    if (a->mode == KVF_MODE_VIEW && !c->shm) {
+        claim_end(c, false);
+        deny(g, a->id, KVF_UNSUPPORTED,
+             "a view needs shared memory, and the owner cannot see the "
+             "processes that would map it; use mode copy");
+        return false;
+    }
+    return true;
+}
+
+static void grant(struct kvf_guest *g, const struct kvf_guest_ask *a,
+                  struct kvf_claim *c)
+{
+    struct kvf_peers *ps = g->ps;
+    const struct kvf_gen *gen = c->gen;
+    const void *payload = NULL;
+    void *scratch = NULL;
+    struct kvf_peer_msg m;
+
+    c->holder = g;
+    c->holder_data = NULL;
+    kvf_list_push_back(&g->claims, &c->holder_node);
+    if (!choose_way(g, a, c))
+        return;
+    kvf_peers_head(ps, &m, KVF_PEER_GRANT, &g->incarnation);
+    m.u.grant.ask = a->id;
+    m.u.grant.claim = c->id;
+    m.u.grant.token = c->token;
+    m.u.grant.generation = gen->generation;
+    m.u.grant.size = gen->size;
+    m.u.grant.meta = gen->meta;
+    m.u.grant.meta_len = gen->meta_len;
+    m.u.grant.has_checksum = gen->has_checksum;
+    m.u.grant.checksum = gen->checksum;
+    m.u.grant.eager = c->eager;
+    if (c->eager)
+        payload = gather(c, &scratch);
+    else if (c->shm && !describe(gen, &m.u.grant))
+        c->shm = false, m.u.grant.n_segs = m.u.grant.n_spaces = 0;
+    m.u.grant.shm = c->shm;
+    if (c->eager && payload == NULL) {
+        claim_end(c, false);
+        deny(g, a->id, KVF_NO_SPACE, "out of memory at the owner");
+    } else {
+        kvf_guest_answer(g, &m, payload, payload != NULL ? gen->size : 0);
+    }
+    free(m.u.grant.segs);
+    free(m.u.grant.spaces);
+    free(scratch);
+}
+
+/* ---- asking
+ * --------------------------------------------------------------------- */
+
+static void ask_free(struct kvf_guest_ask *a)
+{
+    HASH_DEL(a->guest->asks, a);
+    free(a);
+}
+
+static void on_answer(struct kvf_waiter *w, struct kvf_claim *claim,
+                      enum kvf_status status, const char *text)
+{
+    struct kvf_guest_ask *a = kvf_container_of(w, struct kvf_guest_ask, waiter);
+
+    if (claim != NULL)
+        grant(a->guest, a, claim);
+    else
+        deny(a->guest, a->id, status, text);
+    ask_free(a);
+}
+
+void kvf_guest_on_ask(struct kvf_guest *g, const struct kvf_peer_ask *ask)
+{
+    struct kvf_peers *ps = g->ps;
+    struct kvf_guest_ask *a;
+    struct kvf_claim *claim;
+    struct kvf_why why;
+    int ret;
+
+    HASH_FIND(hh, g->asks, &ask->ask, sizeof ask->ask, a);
+    if (a != NULL) {
+        ps->env.stats->peer_malformed++; /* this id is in use */
+        return;
+    }
+    if (ask->has_incarnation &&
+        !kvf_id_equal(&ask->incarnation, &ps->env.incarnation)) {
+        deny(g, ask->ask, KVF_STALE,
+             "the metadata is of an earlier start of this owner: what it had "
+             "is gone");
+        return;
+    }
+    a = calloc(1, sizeof *a);
+    if (a == NULL) {
+        deny(g, ask->ask, KVF_BUSY, "out of memory at the owner");
+        return;
+    }
+    a->guest = g;
+    a->id = ask->ask;
+    a->mode = ask->mode;
+    a->eager_max = ask->eager_max;
+    a->want_shm = ask->want_shm;
+    a->view_pid = ask->view_pid;
+    a->view_start = ask->view_start;
+    kvf_list_init(&a->waiter.node);
+    kvf_list_init(&a->waiter.asker_node);
+    a->waiter.has_generation = ask->has_generation;
+    a->waiter.generation = ask->generation;
+    a->waiter.answer = on_answer;
+    HASH_ADD(hh, g->asks, id, sizeof a->id, a);
+    ret = kvf_store_ask(ps->env.store, ask->key.p, ask->key.len, &a->waiter,
+                        ask->wait, &claim, &why);
+    if (ret == KVF_STORE_PARKED)
+        return;
+    if (ret == 0)
+        grant(g, a, claim);
+    else
+        deny(g, a->id, why.status, why.text);
+    ask_free(a);
+}
+
+void kvf_guest_on_unask(struct kvf_guest *g, uint64_t id)
+{
+    struct kvf_guest_ask *a;
+
+    HASH_FIND(hh, g->asks, &id, sizeof id, a);
+    if (a == NULL)
+        return; /* answered meanwhile: the getter aborts the grant */
+    kvf_store_unask(g->ps->env.store, &a->waiter);
+    ask_free(a);
+}
+
+void kvf_guest_drop_asks(struct kvf_guest *g)
+{
+    struct kvf_guest_ask *a, *next;
+
+    HASH_ITER (hh, g->asks, a, next) {
+        kvf_store_unask(g->ps->env.store, &a->waiter);
+        ask_free(a);
+    }
+}
+
+/* ---- serving the bulk transport
+ * ----------------------------------------------------- */
+
+static int serve_resolve(void *arg, void *session, uint64_t claim,
+                         const struct kvf_id *token, bool write,
+                         uint64_t offset, uint64_t length, struct iovec *iov,
+                         unsigned *n_iov, void **pin, struct kvf_why *why)
+{
+    struct kvf_peers *ps = arg;
+    struct kvf_claim *c = kvf_claim_find(ps->env.store, claim);
+    int ret;
+
+    if (c == NULL)
+        return kvf_fail(why, KVF_STALE, "the claim is not live any more");
+    if (c->holder != session ||
+        !kvf_secret_equal(&c->token, token, sizeof *token))
+        return kvf_fail(why, KVF_DENIED, "not your claim");
+    if (write)
+        return kvf_fail(why, KVF_DENIED, "the claim is for reading");
+    ret = kvf_claim_iov(c, offset, length, iov, n_iov, why);
+    if (ret < 0)
+        return ret;
+    kvf_claim_io_begin(c);
+    *pin = c;
+    return 0;
+}
+
+static void serve_unpin(void *arg, void *pin)
+{
+    (void)arg;
+    kvf_claim_io_end(pin);
+}
+
+const struct kvf_serve_ops kvf_guest_serve_ops = {.resolve = serve_resolve,
+                                                  .unpin = serve_unpin};

@@ -1,0 +1,659 @@
+/* An owner that we pull from: dialling, session, keepalive.
+ *
+ * DIALING -HELLO-> (WELCOME) UP -silence, BYE, new incarnation-> DOWN -> UP ...
+ *
+ * Failure modes: never answers (stays DIALING; gets run into their deadlines);
+ * refuses us (version, cluster: REFUSED, gets are told at once, tried again
+ * later); goes silent (DOWN after peer_timeout_ms: asks fail, claims whose
+ * bytes come by a socket are lost); restarts (another incarnation: everything
+ * learnt from the old one ends). */
+#include "peer/peers_private.h"
+
+#include "base/log.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define HELLO_AGAIN_NS (1000 * KVF_NS_PER_MS)
+#define REFUSED_AGAIN_NS (3 * KVF_NS_PER_S)
+/* A DONE or ABORT is sent again when it was not acknowledged for so long. */
+#define END_AGAIN_NS (1000 * KVF_NS_PER_MS)
+/* An owner gone for so long has dropped our claims: stop reminding it. */
+#define ENDS_KEPT_NS (600 * KVF_NS_PER_S)
+
+static void peer_tick(struct kvf_timer *t);
+static void dial(struct kvf_peer *p);
+
+/* ---- sending ------------------------------------------------------------- */
+
+static void flush_queue(struct kvf_peer *p)
+{
+    const struct kvf_channel *ch = &p->ps->env.channel;
+    struct kvf_list *n;
+
+    while (p->dial != NULL && (n = kvf_list_first(&p->outq)) != NULL) {
+        struct kvf_queued *q = kvf_container_of(n, struct kvf_queued, node);
+
+        if (ch->ops->send(ch->ctx, p->dial, q->data, q->len) < 0)
+            return;
+        kvf_list_unlink(n);
+        free(q);
+    }
+}
+
+static void drop_queue(struct kvf_peer *p)
+{
+    struct kvf_list *n;
+
+    while ((n = kvf_list_pop(&p->outq)) != NULL)
+        free(kvf_container_of(n, struct kvf_queued, node));
+}
+
+int kvf_peer_send(struct kvf_peer *p, struct kvf_peer_msg *m)
+{
+    const struct kvf_channel *ch = &p->ps->env.channel;
+    struct kvf_mpw *w = &p->ps->w;
+    struct kvf_queued *q;
+
+    if (kvf_peer_encode(w, m) < 0)
+        return -(int)KVF_NO_SPACE;
+    if (p->dial != NULL && kvf_list_empty(&p->outq) &&
+        ch->ops->send(ch->ctx, p->dial, w->buf.data, w->buf.size) == 0)
+        return 0;
+    q = malloc(sizeof *q + w->buf.size);
+    if (q == NULL)
+        return -(int)KVF_NO_SPACE;
+    kvf_list_init(&q->node);
+    q->len = w->buf.size;
+    memcpy(q->data, w->buf.data, w->buf.size);
+    kvf_list_push_back(&p->outq, &q->node);
+    return 0;
+}
+
+static unsigned collect_live(const struct kvf_peer *p, uint64_t *out)
+{
+    unsigned n = 0;
+
+    /* Ends that were not acknowledged count as live: the owner must not take
+     * them for claims that we lost, and give a DONE's reader away again. */
+    for (const struct kvf_grant_private *g = p->grants;
+         g != NULL && n < KVF_PEER_CLAIMS; g = g->hh.next)
+        out[n++] = g->claim;
+    for (const struct kvf_end *e = p->ends; e != NULL && n < KVF_PEER_CLAIMS;
+         e = e->hh.next)
+        out[n++] = e->claim;
+    return n;
+}
+
+static void send_hello(struct kvf_peer *p)
+{
+    const struct kvf_channel *ch = &p->ps->env.channel;
+    struct kvf_peers *ps = p->ps;
+    struct kvf_peer_msg m;
+    uint64_t *live;
+    size_t n = HASH_COUNT(p->grants) + HASH_COUNT(p->ends);
+
+    live = malloc((n + 1) * sizeof *live);
+    if (live == NULL)
+        return; /* the tick tries again */
+    kvf_peers_head(ps, &m, KVF_PEER_HELLO, p->known ? &p->incarnation : NULL);
+    m.u.hello.pool = ps->env.pool;
+    m.u.hello.peer_timeout_ms = ps->env.conf->peer_timeout_ms;
+    m.u.hello.live = live;
+    m.u.hello.n_live = collect_live(p, live);
+    m.u.hello.gone = ps->gone;
+    m.u.hello.n_gone = ps->n_gone;
+    if (p->dial != NULL && kvf_peer_encode(&ps->w, &m) == 0 &&
+        ch->ops->send(ch->ctx, p->dial, ps->w.buf.data, ps->w.buf.size) == 0)
+        p->last_hello_ns = ps->env.sched->now_ns;
+    free(live);
+}
+
+static void on_writable(void *arg)
+{
+    struct kvf_peer *p = arg;
+
+    if (p->state == KVF_PEER_UP)
+        flush_queue(p);
+    else if (p->state != KVF_PEER_REFUSED)
+        send_hello(p);
+}
+
+/* ---- state ----------------------------------------------------------------
+ */
+
+static void set_name(struct kvf_peer *p)
+{
+    if (p->known)
+        snprintf(p->name, sizeof p->name, KVF_WORKER_FMT,
+                 KVF_WORKER_ARG(&p->worker));
+    else
+        snprintf(p->name, sizeof p->name, "%s", p->addr);
+}
+
+static void close_tcp(struct kvf_peer *p)
+{
+    kvf_link_close(&p->tcp);
+    p->has_tcp = false;
+}
+
+static void close_shm(struct kvf_peer *p)
+{
+    kvf_link_close(&p->shm);
+    if (p->pool_map != NULL)
+        kvf_map_release(p->pool_map);
+    p->pool_map = NULL;
+    p->shm_ok = false;
+}
+
+static void tell_users(struct kvf_peer *p, bool up)
+{
+    struct kvf_list batch;
+    struct kvf_list *n;
+
+    /* Users may leave (or others of the batch) from inside their callbacks. */
+    kvf_list_init(&batch);
+    kvf_list_splice(&batch, &p->users);
+    while ((n = kvf_list_pop(&batch)) != NULL) {
+        struct kvf_peer_user *u =
+            kvf_container_of(n, struct kvf_peer_user, node);
+
+        kvf_list_push_back(&p->users, n);
+        if (up && u->on_up != NULL)
+            u->on_up(u);
+        else if (!up && u->on_down != NULL)
+            u->on_down(u, &p->why);
+    }
+}
+
+static void hang_up(struct kvf_peer *p, unsigned flush_ms)
+{
+    const struct kvf_channel *ch = &p->ps->env.channel;
+
+    if (p->dial != NULL)
+        ch->ops->hangup(ch->ctx, p->dial, flush_ms);
+    p->dial = NULL;
+    drop_queue(p);
+}
+
+static void dial(struct kvf_peer *p);
+
+/* Everything that hangs on the session ends; the users are told. */
+static void go_down(struct kvf_peer *p, enum kvf_peer_state next)
+{
+    struct kvf_peers *ps = p->ps;
+    bool was_up = p->state == KVF_PEER_UP;
+
+    p->state = next;
+    p->down_since_ns = ps->env.sched->now_ns;
+    hang_up(p, 0);
+    if (was_up) {
+        ps->env.stats->peer_down++;
+        kvf_log(KVF_LOG_WARN, "KVF PEER", "%s down addr=%s: %s", p->name,
+                p->addr, p->why.text);
+    }
+    close_tcp(p);
+    kvf_peer_fail_asks(p, &p->why);
+    kvf_peer_lose_grants(p, false, &p->why);
+    tell_users(p, false);
+    if (was_up && ps->env.on_peer != NULL)
+        ps->env.on_peer(ps->env.on_peer_arg, &p->worker, false, p->why.text);
+    if (next == KVF_PEER_REFUSED) {
+        kvf_timer_set(ps->env.sched, &p->tick,
+                      ps->env.sched->now_ns + REFUSED_AGAIN_NS);
+        return;
+    }
+    dial(p);
+}
+
+static void forget_incarnation(struct kvf_peer *p)
+{
+    struct kvf_why why;
+
+    kvf_fail(&why, KVF_PEER_UNREACHABLE,
+             "%s has restarted since: what it had is gone", p->name);
+    kvf_peer_lose_grants(p, true, &why);
+    kvf_peer_drop_ends(p);
+    close_tcp(p);
+    close_shm(p);
+    p->known = false;
+}
+
+static const struct kvf_dial_ops dial_ops;
+
+static void dial(struct kvf_peer *p)
+{
+    const struct kvf_channel *ch = &p->ps->env.channel;
+    struct kvf_sched *s = p->ps->env.sched;
+    struct kvf_why why;
+
+    if (ch->ops->dial(ch->ctx, p->host, p->port, &dial_ops, p, &p->dial, &why) <
+        0) {
+        /* Out of sockets or memory here: the tick tries again. */
+        p->dial = NULL;
+        p->why = why;
+    }
+    kvf_timer_set(s, &p->tick,
+                  s->now_ns + HELLO_AGAIN_NS / 2 +
+                      kvf_rng_below(p->ps->env.rng, HELLO_AGAIN_NS / 2));
+}
+
+/* ---- receiving --------------------------------------------------------------
+ */
+
+/* Can its pool be opened here? Both sides must have managed. */
+static void try_shm(struct kvf_peer *p, const struct kvf_peer_msg *m)
+{
+    const struct kvf_peers_env *env = &p->ps->env;
+    struct kvf_map_expect expect = {.size = m->u.welcome.pool.size,
+                                    .has_header = true,
+                                    .incarnation = m->head.from};
+    struct kvf_why why;
+
+    close_shm(p);
+    if (env->shm == NULL || env->pool.path[0] == '\0') {
+        snprintf(p->shm_why, sizeof p->shm_why, "shm is off here");
+    } else if (!m->u.welcome.shm) {
+        snprintf(p->shm_why, sizeof p->shm_why, "%s", m->u.welcome.shm_why);
+    } else if (kvf_map_open(env->maps, m->u.welcome.pool.path, &expect,
+                            &p->pool_map, &why) < 0) {
+        snprintf(p->shm_why, sizeof p->shm_why, "%s", why.text);
+        p->pool_map = NULL;
+    } else if (kvf_link_open(env->shm, &p->shm, NULL, &why) < 0) {
+        snprintf(p->shm_why, sizeof p->shm_why, "%s", why.text);
+    } else {
+        p->shm_ok = true;
+        memcpy(p->pool_path, m->u.welcome.pool.path, sizeof p->pool_path);
+        snprintf(p->shm_why, sizeof p->shm_why, "its pool is mapped here");
+    }
+}
+
+static void on_welcome(struct kvf_peer *p, struct kvf_peer_msg *m)
+{
+    struct kvf_peers *ps = p->ps;
+    bool again = p->was_up;
+
+    if (p->state == KVF_PEER_UP)
+        return; /* the answer to a HELLO that was sent twice */
+    if (p->known && !kvf_id_equal(&p->incarnation, &m->head.from))
+        forget_incarnation(p);
+    p->known = true;
+    p->incarnation = m->head.from;
+    p->worker = m->head.worker;
+    set_name(p);
+    if (!p->shm_ok)
+        try_shm(p, m);
+    p->has_tcp = m->u.welcome.tcp && ps->env.tcp != NULL;
+    snprintf(p->tcp_addr.host, sizeof p->tcp_addr.host, "%s",
+             m->u.welcome.tcp_host);
+    p->tcp_addr.port = m->u.welcome.tcp_port;
+    memcpy(p->tcp_addr.secret, m->u.welcome.secret, KVF_SECRET_LEN);
+    p->state = KVF_PEER_UP;
+    p->was_up = true;
+    ps->env.stats->peer_up++;
+    kvf_log(KVF_LOG_INFO, "KVF PEER", "%s %s addr=%s transport=%s: %s", p->name,
+            again ? "reconnect" : "up", p->addr,
+            p->shm_ok    ? "shm"
+            : p->has_tcp ? "tcp"
+                         : "none",
+            p->shm_why);
+    for (unsigned i = 0; i < m->u.welcome.n_dead; i++) {
+        kvf_peer_on_ended(p, m->u.welcome.dead[i]);
+        kvf_peer_on_revoked(p, m->u.welcome.dead[i],
+                            "the owner ended it while we were apart");
+    }
+    kvf_peer_send_ends(p, KVF_NEVER);
+    kvf_timer_set(ps->env.sched, &p->tick,
+                  ps->env.sched->now_ns + kvf_peers_ping_ns(ps));
+    tell_users(p, true);
+    if (ps->env.on_peer != NULL)
+        ps->env.on_peer(ps->env.on_peer_arg, &p->worker, true, "");
+}
+
+static void on_refuse(struct kvf_peer *p, const struct kvf_peer_msg *m)
+{
+    enum kvf_status status = (enum kvf_status)m->u.refuse.status;
+
+    if (status == KVF_STALE) {
+        /* It has no session for us: it restarted, or it gave us up while we
+         * were silent. A HELLO settles which. */
+        kvf_fail(&p->why, KVF_PEER_UNREACHABLE,
+                 "%s ended the session (it restarted, or could not hear us)",
+                 p->name);
+        if (p->state == KVF_PEER_UP)
+            go_down(p, KVF_PEER_DOWN);
+        return;
+    }
+    kvf_fail(&p->why, status == KVF_BUSY ? KVF_BUSY : KVF_MISMATCH,
+             "%s refuses us: %s", p->name, m->u.refuse.text);
+    kvf_log(KVF_LOG_WARN, "KVF PEER", "%s refused addr=%s: %s", p->name,
+            p->addr, m->u.refuse.text);
+    go_down(p, KVF_PEER_REFUSED);
+}
+
+static bool believable(struct kvf_peer *p, const struct kvf_peer_msg *m)
+{
+    const struct kvf_peers *ps = p->ps;
+
+    if (!kvf_id_equal(&m->head.to, &ps->env.incarnation))
+        return false;
+    if (m->head.type == KVF_PEER_WELCOME || m->head.type == KVF_PEER_REFUSE)
+        return true;
+    return p->state == KVF_PEER_UP &&
+           kvf_id_equal(&m->head.from, &p->incarnation);
+}
+
+static void dispatch(struct kvf_peer *p, struct kvf_peer_msg *m)
+{
+    switch (m->head.type) {
+    case KVF_PEER_WELCOME:
+        on_welcome(p, m);
+        break;
+    case KVF_PEER_REFUSE:
+        on_refuse(p, m);
+        break;
+    case KVF_PEER_GRANT:
+        kvf_peer_on_grant(p, m);
+        break;
+    case KVF_PEER_DENY:
+        kvf_peer_on_deny(p, m);
+        break;
+    case KVF_PEER_ENDED:
+        kvf_peer_on_ended(p, m->u.ended.claim);
+        break;
+    case KVF_PEER_REVOKED:
+        kvf_peer_on_revoked(p, m->u.revoked.claim, m->u.revoked.text);
+        break;
+    case KVF_PEER_PONG:
+        break; /* last_rx_ns is what it was for */
+    case KVF_PEER_BYE:
+        kvf_fail(&p->why, KVF_PEER_UNREACHABLE, "%s went away: %s", p->name,
+                 m->u.bye.text);
+        kvf_peer_drop_ends(p);
+        go_down(p, KVF_PEER_DOWN);
+        break;
+    case KVF_PEER_HELLO:
+    case KVF_PEER_PING:
+    case KVF_PEER_ASK:
+    case KVF_PEER_UNASK:
+    case KVF_PEER_DONE:
+    case KVF_PEER_ABORT:
+    case KVF_PEER_UNMAPPED:
+    case KVF_PEER_TYPE_END:
+        p->ps->env.stats->peer_malformed++;
+        break;
+    }
+}
+
+static void on_message(void *arg, const void *data, size_t len,
+                       const void *payload, size_t payload_len)
+{
+    struct kvf_peer *p = arg;
+    struct kvf_peers *ps = p->ps;
+    struct kvf_peer_msg m;
+    struct kvf_why why;
+    int ret = kvf_peer_decode(&m, data, len, payload, payload_len, &why);
+
+    if (ret == 0)
+        ret = kvf_peers_check_head(ps, &m.head, &why);
+    if (ret == -(int)KVF_MISMATCH && p->state != KVF_PEER_REFUSED) {
+        p->why = why;
+        ps->env.stats->peer_refused++;
+        kvf_log(KVF_LOG_WARN, "KVF PEER", "%s refused addr=%s: %s", p->name,
+                p->addr, why.text);
+        go_down(p, KVF_PEER_REFUSED);
+    } else if (ret < 0) {
+        ps->env.stats->peer_malformed++;
+        kvf_log_limited(&ps->log_bad, ps->env.sched->now_ns, KVF_LOG_WARN,
+                        "KVF PEER", "%s sent an unreadable message: %s",
+                        p->name, why.text);
+    } else if (!believable(p, &m)) {
+        ps->env.stats->peer_stale++;
+    } else {
+        p->last_rx_ns = ps->env.sched->now_ns;
+        dispatch(p, &m);
+    }
+    kvf_peer_done(&m);
+}
+
+static const struct kvf_dial_ops dial_ops = {.on_message = on_message,
+                                             .on_writable = on_writable};
+
+/* ---- keepalive
+ * --------------------------------------------------------------- */
+
+static void tick_up(struct kvf_peer *p)
+{
+    struct kvf_peers *ps = p->ps;
+    struct kvf_sched *s = ps->env.sched;
+    uint64_t limit = kvf_peers_silence_ns(ps), ping = kvf_peers_ping_ns(ps);
+    uint64_t due;
+
+    if (s->stalled && s->now_ns - p->last_rx_ns > limit / 2)
+        p->last_rx_ns = s->now_ns - limit / 2; /* we slept ourselves: ask */
+    if (s->now_ns - p->last_rx_ns >= limit) {
+        kvf_fail(
+            &p->why, KVF_PEER_UNREACHABLE, "no sign of life for %llu ms",
+            (unsigned long long)((s->now_ns - p->last_rx_ns) / KVF_NS_PER_MS));
+        go_down(p, KVF_PEER_DOWN);
+        return;
+    }
+    if (s->now_ns - p->last_rx_ns >= ping / 2) {
+        struct kvf_peer_msg m;
+
+        kvf_peers_head(ps, &m, KVF_PEER_PING, &p->incarnation);
+        m.u.ping.seq = ++p->ping_seq;
+        if (kvf_list_empty(&p->outq))
+            kvf_peer_send(p, &m);
+    }
+    if (p->ends != NULL && s->now_ns > END_AGAIN_NS)
+        kvf_peer_send_ends(p, s->now_ns - END_AGAIN_NS);
+    due = s->now_ns + ping;
+    if (due > p->last_rx_ns + limit)
+        due = p->last_rx_ns + limit;
+    kvf_timer_set(s, &p->tick, due);
+}
+
+static void peer_tick(struct kvf_timer *t)
+{
+    struct kvf_peer *p = kvf_container_of(t, struct kvf_peer, tick);
+    struct kvf_sched *s = p->ps->env.sched;
+
+    switch (p->state) {
+    case KVF_PEER_UP:
+        tick_up(p);
+        return;
+    case KVF_PEER_REFUSED:
+        p->state = p->was_up ? KVF_PEER_DOWN : KVF_PEER_DIALING;
+        dial(p);
+        return;
+    case KVF_PEER_DIALING:
+    case KVF_PEER_DOWN:
+        if (p->ends != NULL && s->now_ns - p->down_since_ns > ENDS_KEPT_NS)
+            kvf_peer_drop_ends(p);
+        if (p->dial == NULL) {
+            dial(p);
+            return;
+        }
+        send_hello(p);
+        kvf_timer_set(s, t,
+                      s->now_ns + HELLO_AGAIN_NS +
+                          kvf_rng_below(p->ps->env.rng, HELLO_AGAIN_NS / 4));
+        return;
+    }
+}
+
+/* ---- table
+ * -------------------------------------------------------------------- */
+
+void kvf_peer_free(struct kvf_peer *p)
+{
+    struct kvf_peers *ps = p->ps;
+    struct kvf_why why;
+
+    kvf_fail(&why, KVF_SHUTTING_DOWN, "this daemon is shutting down");
+    kvf_peer_fail_asks(p, &why);
+    kvf_peer_lose_grants(p, true, &why);
+    kvf_peer_drop_ends(p);
+    if (p->state == KVF_PEER_UP && kvf_list_empty(&p->outq)) {
+        struct kvf_peer_msg m;
+
+        kvf_peers_head(ps, &m, KVF_PEER_BYE, &p->incarnation);
+        snprintf(m.u.bye.text, sizeof m.u.bye.text, "shutting down");
+        kvf_peer_send(p, &m);
+    }
+    hang_up(p, 100);
+    close_tcp(p);
+    close_shm(p);
+    kvf_timer_cancel(ps->env.sched, &p->tick);
+    kvf_list_for_each_safe (n, &p->users) {
+        struct kvf_peer_user *u =
+            kvf_container_of(n, struct kvf_peer_user, node);
+
+        kvf_list_unlink(n);
+        u->peer = NULL;
+    }
+    HASH_DEL(ps->peers, p);
+    free(p);
+}
+
+/* Room for one more: a peer that nobody uses goes. */
+static bool evict_one(struct kvf_peers *ps)
+{
+    struct kvf_peer *p, *next;
+
+    HASH_ITER (hh, ps->peers, p, next) {
+        if (kvf_list_empty(&p->users) && p->asks == NULL && p->grants == NULL &&
+            p->ends == NULL) {
+            kvf_peer_free(p);
+            return true;
+        }
+    }
+    return false;
+}
+
+static void on_link_down(struct kvf_link *link, const struct kvf_why *why)
+{
+    /* Transfers on it end by themselves; the next one opens it again. */
+    (void)why;
+    kvf_link_close(link);
+}
+
+int kvf_peer_at(struct kvf_peers *ps, const char *host, uint16_t port,
+                struct kvf_peer **out, struct kvf_why *why)
+{
+    char addr[KVF_ADDR_TEXT];
+    struct kvf_peer *p;
+
+    if (strlen(host) >= KVF_CONF_TEXT)
+        return kvf_fail(why, KVF_INVALID, "host name is too long");
+    snprintf(addr, sizeof addr, "%s:%u", host, port);
+    HASH_FIND_STR(ps->peers, addr, p);
+    if (p != NULL) {
+        *out = p;
+        return 0;
+    }
+    if (HASH_COUNT(ps->peers) >= ps->env.conf->max_peers && !evict_one(ps))
+        return kvf_fail(why, KVF_BUSY, "%u peers are in use already",
+                        ps->env.conf->max_peers);
+    p = calloc(1, sizeof *p);
+    if (p == NULL)
+        return kvf_fail(why, KVF_NO_SPACE, "out of memory");
+    p->ps = ps;
+    memcpy(p->addr, addr, sizeof p->addr);
+    snprintf(p->host, sizeof p->host, "%s", host);
+    p->port = port;
+    set_name(p);
+    kvf_fail(&p->why, KVF_PEER_UNREACHABLE, "no answer from %s so far", addr);
+    kvf_timer_init(&p->tick, peer_tick);
+    kvf_list_init(&p->users);
+    kvf_list_init(&p->outq);
+    p->tcp.on_down = on_link_down;
+    p->shm.on_down = on_link_down;
+    p->down_since_ns = p->last_rx_ns = ps->env.sched->now_ns;
+    HASH_ADD_STR(ps->peers, addr, p);
+    dial(p);
+    *out = p;
+    return 0;
+}
+
+bool kvf_peer_is_self(const struct kvf_peers *ps, const char *host,
+                      uint16_t port)
+{
+    return port == ps->env.port && strcmp(host, ps->env.host) == 0;
+}
+
+void kvf_peer_join(struct kvf_peer *p, struct kvf_peer_user *u)
+{
+    u->peer = p;
+    kvf_list_push_back(&p->users, &u->node);
+}
+
+void kvf_peer_leave(struct kvf_peer_user *u)
+{
+    if (u->peer == NULL)
+        return;
+    kvf_list_unlink(&u->node);
+    u->peer = NULL;
+}
+
+enum kvf_peer_state kvf_peer_state(const struct kvf_peer *p)
+{
+    return p->state;
+}
+
+bool kvf_peer_was_up(const struct kvf_peer *p)
+{
+    return p->was_up;
+}
+
+const struct kvf_worker *kvf_peer_worker(const struct kvf_peer *p)
+{
+    return p->known ? &p->worker : NULL;
+}
+
+const char *kvf_peer_name(const struct kvf_peer *p)
+{
+    return p->name;
+}
+
+const struct kvf_why *kvf_peer_why(const struct kvf_peer *p)
+{
+    return &p->why;
+}
+
+bool kvf_peer_has_shm(const struct kvf_peer *p)
+{
+    return p->shm_ok;
+}
+
+const char *kvf_peer_shm_why(const struct kvf_peer *p)
+{
+    return p->shm_why;
+}
+
+struct kvf_link *kvf_peer_link(struct kvf_peer *p, enum kvf_protocol proto,
+                               struct kvf_why *why)
+{
+    int ret;
+
+    if (proto == KVF_PROTO_SHM && p->shm_ok)
+        return &p->shm;
+    if (proto == KVF_PROTO_SHM) {
+        kvf_fail(why, KVF_UNSUPPORTED, "shm to %s: %s", p->name, p->shm_why);
+        return NULL;
+    }
+    if (proto != KVF_PROTO_TCP || !p->has_tcp || p->state != KVF_PEER_UP) {
+        kvf_fail(why, KVF_TRANSPORT, "%s offers no such transport now",
+                 p->name);
+        return NULL;
+    }
+    if (p->tcp.state == KVF_LINK_IDLE || p->tcp.state == KVF_LINK_DOWN) {
+        kvf_link_close(&p->tcp);
+        ret = kvf_link_open(p->ps->env.tcp, &p->tcp, &p->tcp_addr, why);
+        if (ret < 0)
+            return NULL;
+    }
+    return &p->tcp;
+}

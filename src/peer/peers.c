@@ -1,0 +1,278 @@
+/* The table of other daemons: creation, teardown, incoming messages. */
+#include "peer/peers_private.h"
+
+#include "base/log.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+int kvf_peers_create(const struct kvf_peers_env *env, struct kvf_peers **out,
+                     struct kvf_why *why)
+{
+    struct kvf_peers *ps = calloc(1, sizeof *ps);
+
+    if (ps == NULL)
+        return kvf_fail(why, KVF_NO_SPACE, "out of memory");
+    ps->env = *env;
+    kvf_mpw_init(&ps->w);
+    ps->next_ask = 1;
+    for (unsigned i = 0; i < env->conf->n_peers; i++) {
+        const struct kvf_conf_peer *p = &env->conf->peer[i];
+        int ret = kvf_directory_set(ps, &p->worker, p->host, p->port, why);
+
+        if (ret < 0) {
+            kvf_peers_destroy(ps);
+            return ret;
+        }
+    }
+    *out = ps;
+    return 0;
+}
+
+void kvf_peers_destroy(struct kvf_peers *ps)
+{
+    struct kvf_place *pl, *pl_next;
+    struct kvf_guest *g, *g_next;
+    struct kvf_peer *p, *p_next;
+
+    if (ps == NULL)
+        return;
+    ps->closing = true;
+    HASH_ITER (hh, ps->guests, g, g_next)
+        kvf_guest_free(g, "shutting down");
+    HASH_ITER (hh, ps->peers, p, p_next)
+        kvf_peer_free(p);
+    HASH_ITER (hh, ps->places, pl, pl_next) {
+        HASH_DEL(ps->places, pl);
+        free(pl);
+    }
+    kvf_mpw_fini(&ps->w);
+    free(ps);
+}
+
+void kvf_peers_head(const struct kvf_peers *ps, struct kvf_peer_msg *m,
+                    enum kvf_peer_type type, const struct kvf_id *to)
+{
+    memset(m, 0, sizeof *m);
+    m->head.version = KVF_PEER_VERSION;
+    m->head.type = type;
+    snprintf(m->head.cluster, sizeof m->head.cluster, "%s",
+             ps->env.conf->cluster);
+    m->head.worker = ps->env.conf->self;
+    m->head.from = ps->env.incarnation;
+    if (to != NULL)
+        m->head.to = *to;
+}
+
+uint64_t kvf_peers_silence_ns(const struct kvf_peers *ps)
+{
+    return ps->env.conf->peer_timeout_ms * KVF_NS_PER_MS / 16 * 15;
+}
+
+uint64_t kvf_peers_ping_ns(const struct kvf_peers *ps)
+{
+    return ps->env.conf->peer_timeout_ms * KVF_NS_PER_MS / 4;
+}
+
+int kvf_peers_check_head(const struct kvf_peers *ps,
+                         const struct kvf_peer_head *h, struct kvf_why *why)
+{
+    if (h->version != KVF_PEER_VERSION)
+        return kvf_fail(why, KVF_MISMATCH,
+                        "peer protocol version %u, ours is %u: run the same "
+                        "kvferry on both sides",
+                        h->version, KVF_PEER_VERSION);
+    if (strcmp(h->cluster, ps->env.conf->cluster) != 0)
+        return kvf_fail(why, KVF_MISMATCH,
+                        "cluster \"%s\", ours is \"%s\": set [worker] cluster "
+                        "alike",
+                        h->cluster, ps->env.conf->cluster);
+    return 0;
+}
+
+static void refuse(struct kvf_peers *ps, const void *rid, size_t rid_len,
+                   const struct kvf_peer_head *h, const struct kvf_why *why)
+{
+    struct kvf_peer_msg m;
+
+    kvf_peers_head(ps, &m, KVF_PEER_REFUSE, &h->from);
+    m.u.refuse.status = why->status;
+    snprintf(m.u.refuse.text, sizeof m.u.refuse.text, "%.199s", why->text);
+    if (kvf_peer_encode(&ps->w, &m) == 0)
+        ps->env.channel.ops->answer(ps->env.channel.ctx, rid, rid_len,
+                                    ps->w.buf.data, ps->w.buf.size, NULL, 0);
+}
+
+static void on_session_message(struct kvf_guest *g, struct kvf_peer_msg *m)
+{
+    struct kvf_peer_msg answer;
+
+    g->last_rx_ns = g->ps->env.sched->now_ns;
+    /* No default: a new type must be placed here. */
+    switch (m->head.type) {
+    case KVF_PEER_PING:
+        kvf_peers_head(g->ps, &answer, KVF_PEER_PONG, &g->incarnation);
+        answer.u.ping.seq = m->u.ping.seq;
+        kvf_guest_answer(g, &answer, NULL, 0);
+        break;
+    case KVF_PEER_ASK:
+        kvf_guest_on_ask(g, &m->u.ask);
+        break;
+    case KVF_PEER_UNASK:
+        kvf_guest_on_unask(g, m->u.unask.ask);
+        break;
+    case KVF_PEER_DONE:
+    case KVF_PEER_ABORT:
+        kvf_guest_on_end(g, m->u.end.claim, &m->u.end.token,
+                         m->head.type == KVF_PEER_DONE);
+        break;
+    case KVF_PEER_UNMAPPED:
+        kvf_guest_unmapped(g->ps, &m->u.unmapped);
+        break;
+    case KVF_PEER_BYE:
+        kvf_guest_down(g, m->u.bye.text);
+        kvf_guest_settle(g);
+        break;
+    case KVF_PEER_HELLO:
+    case KVF_PEER_WELCOME:
+    case KVF_PEER_REFUSE:
+    case KVF_PEER_PONG:
+    case KVF_PEER_GRANT:
+    case KVF_PEER_DENY:
+    case KVF_PEER_ENDED:
+    case KVF_PEER_REVOKED:
+    case KVF_PEER_TYPE_END:
+        g->ps->env.stats->peer_malformed++;
+        break;
+    }
+}
+
+void kvf_peers_on_message(struct kvf_peers *ps, const void *rid, size_t rid_len,
+                          const void *data, size_t len)
+{
+    struct kvf_peer_msg m;
+    struct kvf_why why;
+    struct kvf_guest *g;
+    int ret;
+
+    if (ps->closing || rid_len > KVF_RID_MAX)
+        return;
+    ret = kvf_peer_decode(&m, data, len, NULL, 0, &why);
+    if (ret == 0)
+        ret = kvf_peers_check_head(ps, &m.head, &why);
+    if (ret == -(int)KVF_MISMATCH) {
+        ps->env.stats->peer_refused++;
+        kvf_log_limited(&ps->log_refused, ps->env.sched->now_ns, KVF_LOG_WARN,
+                        "KVF PEER", KVF_WORKER_FMT " refused: %s",
+                        KVF_WORKER_ARG(&m.head.worker), why.text);
+        refuse(ps, rid, rid_len, &m.head, &why);
+    } else if (ret < 0) {
+        ps->env.stats->peer_malformed++;
+        kvf_log_limited(&ps->log_bad, ps->env.sched->now_ns, KVF_LOG_WARN,
+                        "KVF PEER", "unreadable message of %zu bytes: %s", len,
+                        why.text);
+    } else if (m.head.type == KVF_PEER_HELLO) {
+        kvf_guest_hello(ps, rid, rid_len, &m);
+    } else {
+        g = kvf_guest_by_rid(ps, rid, rid_len);
+        if (g != NULL && g->up && kvf_id_equal(&m.head.from, &g->incarnation) &&
+            kvf_id_equal(&m.head.to, &ps->env.incarnation)) {
+            on_session_message(g, &m);
+        } else {
+            /* It talks to an earlier start of ours, or from one of its own. */
+            ps->env.stats->peer_stale++;
+            kvf_fail(&why, KVF_STALE, "no session: say HELLO");
+            refuse(ps, rid, rid_len, &m.head, &why);
+        }
+    }
+    kvf_peer_done(&m);
+}
+
+void kvf_peers_unmapped(struct kvf_peers *ps, const struct kvf_peer_gone *gone)
+{
+    struct kvf_peer *p, *next;
+    struct kvf_peer_msg m;
+
+    kvf_guest_unmapped(ps, gone);
+    /* Owners that are not connected now learn it from our next HELLO. */
+    if (ps->n_gone == KVF_GONE_MAX)
+        memmove(ps->gone, ps->gone + 1, --ps->n_gone * sizeof *ps->gone);
+    ps->gone[ps->n_gone++] = *gone;
+    HASH_ITER (hh, ps->peers, p, next) {
+        if (p->state != KVF_PEER_UP)
+            continue;
+        kvf_peers_head(ps, &m, KVF_PEER_UNMAPPED, &p->incarnation);
+        m.u.unmapped = *gone;
+        kvf_peer_send(p, &m);
+    }
+}
+
+void kvf_peers_gauges(const struct kvf_peers *ps, struct kvf_peers_gauges *out)
+{
+    struct kvf_peers_gauges g = {0};
+    const struct kvf_peer *p;
+    const struct kvf_guest *guest;
+
+    for (p = ps->peers; p != NULL; p = p->hh.next) {
+        g.peers++;
+        g.peers_up += p->state == KVF_PEER_UP;
+        g.asks += HASH_COUNT(p->asks);
+        g.grants += HASH_COUNT(p->grants);
+        g.unacked += HASH_COUNT(p->ends);
+    }
+    for (guest = ps->guests; guest != NULL; guest = guest->hh.next) {
+        g.guests++;
+        g.guests_up += guest->up;
+        g.guest_asks += HASH_COUNT(guest->asks);
+        kvf_list_for_each (n, &guest->claims)
+            g.guest_claims++;
+    }
+    *out = g;
+}
+
+static const char *peer_state_name(enum kvf_peer_state s)
+{
+    static const char *const names[] = {"dialing", "up", "down", "refused"};
+
+    return names[s];
+}
+
+void kvf_peers_list(const struct kvf_peers *ps,
+                    void (*fn)(void *arg, const struct kvf_peer_info *info),
+                    void *arg)
+{
+    uint64_t now = ps->env.sched->now_ns;
+
+    for (const struct kvf_peer *p = ps->peers; p != NULL; p = p->hh.next) {
+        struct kvf_peer_info i = {
+            .name = p->name,
+            .host = p->host,
+            .port = p->port,
+            .state = peer_state_name(p->state),
+            .transport = p->shm_ok    ? "shm"
+                         : p->has_tcp ? "tcp"
+                                      : "none",
+            .why = p->state == KVF_PEER_UP ? p->shm_why : p->why.text,
+            .asks = HASH_COUNT(p->asks),
+            .claims = HASH_COUNT(p->grants),
+            .silent_ms = (now - p->last_rx_ns) / KVF_NS_PER_MS};
+
+        fn(arg, &i);
+    }
+    for (const struct kvf_guest *g = ps->guests; g != NULL; g = g->hh.next) {
+        struct kvf_peer_info i = {.guest = true,
+                                  .name = g->name,
+                                  .host = "",
+                                  .state = g->up ? "up" : "down",
+                                  .transport = g->shm_ok ? "shm" : "tcp",
+                                  .why = g->shm_why,
+                                  .asks = HASH_COUNT(g->asks),
+                                  .silent_ms =
+                                      (now - g->last_rx_ns) / KVF_NS_PER_MS};
+
+        kvf_list_for_each (n, &g->claims)
+            i.claims++;
+        fn(arg, &i);
+    }
+}

@@ -1,0 +1,179 @@
+/* What the files of this folder share; nobody else includes it. */
+#ifndef KVF_PEER_PEERS_PRIVATE_H
+#define KVF_PEER_PEERS_PRIVATE_H
+
+#include "peer/peers.h"
+
+#define KVF_ADDR_TEXT (KVF_CONF_TEXT + 8) /* "host:port" */
+#define KVF_GONE_MAX 256 /* notices of unmapped views that are remembered */
+
+struct kvf_place { /* where a worker is, set explicitly */
+    struct kvf_worker worker;
+    char host[KVF_CONF_TEXT];
+    uint16_t port;
+    UT_hash_handle hh;
+};
+
+/* A DONE or ABORT that the owner has not acknowledged yet. */
+struct kvf_end {
+    uint64_t claim;
+    struct kvf_id token;
+    bool done; /* else abort */
+    uint64_t sent_ns;
+    UT_hash_handle hh;
+};
+
+/* A message that found no room; sent when the channel is writable again. */
+struct kvf_queued {
+    struct kvf_list node;
+    size_t len;
+    uint8_t data[];
+};
+
+/* An owner that we dial. */
+struct kvf_peer {
+    struct kvf_peers *ps;
+    char addr[KVF_ADDR_TEXT];
+    char host[KVF_CONF_TEXT];
+    uint16_t port;
+    enum kvf_peer_state state;
+    bool was_up, known, shm_ok, in_callbacks;
+    struct kvf_worker worker;  /* when known */
+    struct kvf_id incarnation; /* when known */
+    char name[KVF_ADDR_TEXT];
+    struct kvf_why why;
+    char shm_why[260];
+    struct kvf_dial *dial;
+    struct kvf_timer tick;
+    uint64_t last_rx_ns, last_hello_ns, down_since_ns, ping_seq;
+    struct kvf_list users;
+    struct kvf_ask *asks;             /* by id */
+    struct kvf_grant_private *grants; /* by claim id */
+    struct kvf_end *ends;             /* by claim id */
+    struct kvf_list outq;
+    struct kvf_mapping *pool_map;
+    char pool_path[KVF_PEER_PATH];
+    struct kvf_link tcp, shm;
+    struct kvf_link_addr tcp_addr;
+    bool has_tcp;
+    UT_hash_handle hh; /* by addr */
+};
+
+struct kvf_grant_private {
+    struct kvf_grant *g;
+    struct kvf_peer *peer;
+    uint64_t claim;
+    UT_hash_handle hh;
+};
+
+/* A process of a getter that maps our memory for a view. */
+struct kvf_engine_watch {
+    struct kvf_guest *guest;
+    uint64_t pid, start;
+    unsigned claims;
+    bool gone;
+    struct kvf_proc_watch *watch;
+    struct kvf_list node; /* in guest->engines */
+};
+
+/* A get of a guest that waits here. */
+struct kvf_guest_ask {
+    struct kvf_waiter waiter;
+    struct kvf_guest *guest;
+    uint64_t id;
+    uint64_t eager_max, view_pid, view_start;
+    bool want_shm;
+    enum kvf_mode mode;
+    UT_hash_handle hh; /* by id */
+};
+
+/* A getter that dialled us. */
+struct kvf_guest {
+    struct kvf_peers *ps;
+    struct kvf_worker worker;
+    struct kvf_id incarnation;
+    char name[48];
+    uint8_t rid[KVF_RID_MAX + 1]; /* length first: the hash key */
+    size_t rid_len;
+    bool up, daemon_gone, shm_ok, admitted;
+    char shm_why[160];
+    uint8_t secret[KVF_SECRET_LEN];
+    uint64_t last_rx_ns;
+    struct kvf_timer tick;
+    struct kvf_guest_ask *asks;
+    struct kvf_list claims; /* kvf_claim.holder_node */
+    struct kvf_list engines;
+    struct kvf_mapping *pool_map; /* proves that we may believe its pid */
+    struct kvf_proc_watch *watch;
+    UT_hash_handle hh;     /* by incarnation */
+    UT_hash_handle hh_rid; /* by rid */
+};
+
+struct kvf_peers {
+    struct kvf_peers_env env;
+    struct kvf_place *places;
+    struct kvf_peer *peers;
+    struct kvf_guest *guests, *guests_by_rid;
+    struct kvf_mpw w;
+    uint64_t next_ask;
+    struct kvf_peer_gone gone[KVF_GONE_MAX];
+    unsigned n_gone;
+    struct kvf_log_limit log_bad, log_refused;
+    bool closing;
+};
+
+/* Fills in the head of an outgoing message. */
+void kvf_peers_head(const struct kvf_peers *ps, struct kvf_peer_msg *m,
+                    enum kvf_peer_type type, const struct kvf_id *to);
+/* Silence after which the other side is down: a little less than
+ * peer_timeout_ms, so that the requests that depend on it are answered within
+ * that time. */
+uint64_t kvf_peers_silence_ns(const struct kvf_peers *ps);
+uint64_t kvf_peers_ping_ns(const struct kvf_peers *ps);
+/* Checks version, cluster and who it is for. *status for a REFUSE. */
+int kvf_peers_check_head(const struct kvf_peers *ps,
+                         const struct kvf_peer_head *h, struct kvf_why *why);
+
+/* peer.c */
+int kvf_peer_send(struct kvf_peer *p, struct kvf_peer_msg *m);
+void kvf_peer_free(struct kvf_peer *p);
+/* grant.c */
+void kvf_peer_on_grant(struct kvf_peer *p, struct kvf_peer_msg *m);
+void kvf_peer_on_ended(struct kvf_peer *p, uint64_t claim);
+void kvf_peer_on_revoked(struct kvf_peer *p, uint64_t claim, const char *text);
+void kvf_peer_lose_grants(struct kvf_peer *p, bool shm_too,
+                          const struct kvf_why *why);
+void kvf_peer_send_ends(struct kvf_peer *p, uint64_t not_before_ns);
+void kvf_peer_drop_ends(struct kvf_peer *p);
+/* ask.c */
+void kvf_peer_on_deny(struct kvf_peer *p, const struct kvf_peer_msg *m);
+void kvf_peer_fail_asks(struct kvf_peer *p, const struct kvf_why *why);
+struct kvf_ask *kvf_peer_find_ask(struct kvf_peer *p, uint64_t id);
+void kvf_peer_ask_over(struct kvf_ask *a);
+/* guest.c */
+void kvf_guest_free(struct kvf_guest *g, const char *reason);
+void kvf_guest_down(struct kvf_guest *g, const char *reason);
+struct kvf_guest *kvf_guest_by_rid(struct kvf_peers *ps, const void *rid,
+                                   size_t len);
+void kvf_guest_hello(struct kvf_peers *ps, const void *rid, size_t rid_len,
+                     struct kvf_peer_msg *m);
+void kvf_guest_answer(struct kvf_guest *g, struct kvf_peer_msg *m,
+                      const void *payload, size_t payload_len);
+/* Deletes a guest that is down and holds nothing. */
+void kvf_guest_settle(struct kvf_guest *g);
+/* guest_claims.c */
+void kvf_guest_on_ask(struct kvf_guest *g, const struct kvf_peer_ask *ask);
+void kvf_guest_on_unask(struct kvf_guest *g, uint64_t id);
+void kvf_guest_on_end(struct kvf_guest *g, uint64_t claim,
+                      const struct kvf_id *token, bool done);
+void kvf_guest_drop_asks(struct kvf_guest *g);
+/* Ends claims: those not over shm, or all. */
+void kvf_guest_abort_claims(struct kvf_guest *g, bool shm_too);
+/* Ends what the HELLO does not list; fills `dead` with what it lists in vain.
+ */
+unsigned kvf_guest_reconcile(struct kvf_guest *g, const uint64_t *live,
+                             unsigned n_live, uint64_t *dead);
+/* Ends shm claims all of whose processes are gone. */
+void kvf_guest_reap(struct kvf_guest *g);
+void kvf_guest_unmapped(struct kvf_peers *ps, const struct kvf_peer_gone *gone);
+#endif
