@@ -1,0 +1,198 @@
+/* Inside of libkvferry: one handle, its outstanding calls, its session.
+ *
+ *   put.c get.c mget.c admin.c   what a request says, what a reply means
+ *   session.c                    hello, the pool, lost sessions
+ *   call.c                       ids, deadlines, exactly one completion
+ *   conn.c                       the DEALER, its edges, the fd
+ *   map.c payload.c json.c       mappings, what a get brought, replies as text
+ *
+ * Everything is async inside; a blocking call starts one and turns the loop of
+ * conn.c until it completed (kvfc_wait). */
+#ifndef KVF_CLIENT_CLIENT_H
+#define KVF_CLIENT_CLIENT_H
+
+#include "kvferry/kvferry.h"
+#include "wire/mp.h"
+
+#include <sys/types.h>
+#include <zmq.h>
+
+#define KVFC_NEVER UINT64_MAX
+#define KVFC_MS 1000000ull
+#define KVFC_EXPORT __attribute__((visibility("default")))
+
+struct kvfc_map { /* one mapped file, found again by device and inode */
+    struct kvfc_map *next;
+    uint8_t *base;
+    uint64_t size;
+    dev_t dev;
+    ino_t ino;
+    unsigned refs;
+    bool write;
+};
+
+struct kvfc_region {
+    struct kvfc_region *next;
+    uint64_t id, size;
+    uint8_t *addr;
+};
+
+struct kvfc_session {
+    bool open;
+    struct kvf_id id, incarnation;
+    struct kvfc_map *pool;
+    uint64_t epoch; /* counts sessions, to tell old payloads from new ones */
+};
+
+/* A reply while it is handled. */
+struct kvfc_reply {
+    const msgpack_object *map; /* NULL when the call ends without a reply */
+    int status;                /* 0 or negative */
+    char message[248];
+    zmq_msg_t *frame; /* payload frame, or NULL */
+};
+
+struct kvfc_call;
+/* Handles a reply. Returns false when the call goes on (another request was
+ * sent for it); otherwise *out was filled and the call is over. */
+typedef bool (*kvfc_reply_fn)(struct kvferry *h, struct kvfc_call *c,
+                              struct kvfc_reply *r, struct kvferry_result *out);
+
+struct kvfc_call {
+    uint64_t id;          /* slot | sequence << 20; 0 = the slot is free */
+    uint64_t deadline_ns; /* the client's own; KVFC_NEVER */
+    kvfc_reply_fn reply;
+    kvferry_done_fn done; /* NULL: nobody listens */
+    void *user;
+    bool abandoned; /* completed without a reply: tidy up what comes late */
+    bool keep;      /* release, free: sent again after a reconnection */
+    bool external;  /* counts as outstanding */
+    uint64_t number, epoch; /* buffer or region it is about; its session */
+    /* put: the fields that follow once the buffer is there */
+    void *body;
+    size_t body_len;
+    unsigned body_pairs;
+    const void *data;
+    size_t size;
+    /* get */
+    bool verify;
+    /* register: where it is mapped; mget: the items */
+    void *extra;
+};
+
+struct kvferry {
+    void *ctx, *sock, *mon;
+    int epfd, timerfd, mon_fd;
+    uint64_t armed_ns, last_rx_ns, ping_ns, timeout_ms;
+    unsigned flags;
+    char client[64];
+    kvferry_event_fn on_event;
+    void *event_user;
+
+    struct kvfc_call **slots;
+    unsigned n_slots, *free_slots, n_free, n_live, n_external;
+    uint64_t seq;
+    int completed; /* callbacks run in this kvferry_process */
+    unsigned depth;
+    bool closing;
+
+    struct kvfc_session s;
+    bool rehello;        /* a hello is due before the next request */
+    bool hello_pending;  /* it is under way */
+    bool has_old;        /* a lost incarnation whose views are not gone yet */
+    struct kvf_id old;   /* that incarnation */
+    unsigned old_views;  /* payloads of former sessions that map something */
+    unsigned live_views; /* payloads of this session that do */
+    struct kvfc_map *maps;
+    struct kvfc_region *regions;
+    struct kvferry_payload *payloads;
+    struct kvferry_info info;
+    struct kvf_mpw w; /* the request being written */
+    char error[256];
+};
+
+/* ---- conn.c ---- */
+int kvfc_conn_open(struct kvferry *h, const char *endpoint,
+                   struct kvf_why *why);
+void kvfc_conn_close(struct kvferry *h);
+/* Sends h->w, with a payload frame unless `payload` is NULL. */
+int kvfc_send(struct kvferry *h, const void *payload, size_t len);
+void kvfc_arm(struct kvferry *h, uint64_t due_ns);
+uint64_t kvfc_now(void);
+void kvfc_drain(struct kvferry *h);
+
+/* ---- call.c ---- */
+struct kvfc_call *kvfc_call_new(struct kvferry *h, kvfc_reply_fn reply,
+                                kvferry_done_fn done, void *user);
+/* Undoes kvfc_call_new when nothing was sent. */
+void kvfc_call_drop(struct kvferry *h, struct kvfc_call *c);
+/* Starts its clock: timeout_ms is what the daemon was given (KVFERRY_NO_TIMEOUT
+ * when that is not known). */
+void kvfc_call_clock(struct kvferry *h, struct kvfc_call *c,
+                     uint64_t timeout_ms);
+void kvfc_call_reply(struct kvferry *h, struct kvfc_call *c,
+                     struct kvfc_reply *r);
+struct kvfc_call *kvfc_call_find(struct kvferry *h, uint64_t id);
+void kvfc_calls_fail(struct kvferry *h, int status, const char *message);
+void kvfc_calls_resend(struct kvferry *h, bool same_session);
+void kvfc_calls_timers(struct kvferry *h, uint64_t now);
+void kvfc_calls_free(struct kvferry *h);
+/* Puts `{id, op` into h->w; the map is ended by kvfc_end with the number of
+ * further pairs. */
+size_t kvfc_begin(struct kvferry *h, const char *op, uint64_t id);
+/* Ends the map and sends it. On failure the call is dropped. */
+int kvfc_end(struct kvferry *h, struct kvfc_call *c, size_t mark,
+             unsigned pairs, uint64_t timeout_ms);
+/* A request about one buffer that nobody waits for: release, free. */
+void kvfc_forget(struct kvferry *h, const char *op, uint64_t buffer);
+
+/* Blocking: pass kvfc_waiter_done and &w to the start, then kvfc_wait. */
+struct kvfc_waiter {
+    bool done;
+    struct kvferry_result r;
+};
+void kvfc_waiter_done(struct kvferry *h, void *user,
+                      const struct kvferry_result *r);
+/* rc: what the start returned. Returns the request's status. */
+int kvfc_wait(struct kvferry *h, int rc, struct kvfc_waiter *w);
+int kvfc_error(struct kvferry *h, int status, const char *fmt, ...)
+    __attribute__((format(printf, 3, 4)));
+bool kvfc_plain_reply(struct kvferry *h, struct kvfc_call *c,
+                      struct kvfc_reply *r, struct kvferry_result *out);
+
+/* ---- session.c ---- */
+int kvfc_hello(struct kvferry *h, kvferry_done_fn done, void *user);
+/* Before every request: says hello again when the session was lost. */
+int kvfc_ready(struct kvferry *h);
+void kvfc_session_suspect(struct kvferry *h);
+void kvfc_view_gone(struct kvferry *h, uint64_t epoch);
+
+/* ---- map.c ---- */
+/* Maps a pool by path, or finds the mapping; checks what must be checked.
+ * `incarnation` and `size` may be NULL and 0 (not known). */
+int kvfc_map_open(struct kvferry *h, const char *path, bool write,
+                  const struct kvf_id *incarnation, uint64_t size,
+                  struct kvfc_map **out, struct kvf_why *why);
+void kvfc_map_put(struct kvferry *h, struct kvfc_map *m);
+void kvfc_map_trim(struct kvferry *h, unsigned keep_idle);
+
+/* ---- payload.c ---- */
+int kvfc_payload_make(struct kvferry *h, const msgpack_object *map,
+                      zmq_msg_t *frame, uint64_t frame_at,
+                      struct kvferry_payload **out, struct kvf_why *why);
+void kvfc_payloads_orphan(struct kvferry *h);
+
+/* ---- get.c ---- */
+/* Writes the fields of a get; returns the number of pairs, or a negative
+ * status. *timeout_ms: what the request says, or `fallback_ms`. */
+int kvfc_get_fields(struct kvferry *h, const char *key,
+                    const struct kvferry_get_options *o);
+void kvfc_write_segments(struct kvf_mpw *w, const char *name,
+                         const struct kvferry_segment *s, unsigned n);
+
+/* ---- json.c ---- */
+/* JSON text of a MessagePack value, to be freed; NULL without memory. Bytes are
+ * hex, invalid UTF-8 becomes U+FFFD. `skip_envelope`: leaves id and status out
+ * of the top map. */
+char *kvfc_json(const msgpack_object *o, bool skip_envelope);
+#endif
