@@ -74,7 +74,7 @@ def main():
         for _ in range(50):
             send_one(c, rng, n)
             n += 1
-        # About 5,000 a second, and never far ahead of the daemon.
+        # Some thousands a second, and never far ahead of the daemon.
         c.sock.poll(10)
         while c.sock.poll(0):
             c.sock.recv_multipart()
