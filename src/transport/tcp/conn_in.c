@@ -98,7 +98,7 @@ static bool preface(struct kvf_tcp_in *c)
     if (n < 0 && (errno == EAGAIN || errno == EINTR))
         return true;
     if (n <= 0) {
-        reject(c);
+        kvf_tcp_in_close(c); /* changed its mind */
         return false;
     }
     c->rx_len += (unsigned)n;

@@ -1,0 +1,448 @@
+/* What only tcp can go through: owners that refuse, lie, hang or go away, and
+ * callers that are nobody's. */
+#include "rig.h"
+
+#include "wire/frame.h"
+
+#include <arpa/inet.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+static void fail_with(struct rig *r, struct pull *p, int status)
+{
+    pull_start(p, &r->link);
+    rig_until(r, &p->calls, 3000);
+    assert_int_equal(p->status, status);
+}
+
+static void refused(void **state)
+{
+    struct rig r;
+    struct pull p;
+
+    (void)state;
+    rig_open(&r, RIG_TCP, 4 * MIB);
+    pull_init(&p, &r, false);
+    r.remote.token.b[0] ^= 1;
+    fail_with(&r, &p, -KVF_DENIED);
+    assert_non_null(strstr(p.why.text, "owner"));
+    r.remote.token.b[0] ^= 1;
+    r.remote.claim++;
+    fail_with(&r, &p, -KVF_STALE);
+    r.remote.claim--;
+    /* A refusal is an answer: the connection goes on. */
+    pull_start(&p, &r.link);
+    rig_until(&r, &p.calls, 3000);
+    assert_int_equal(p.status, 0);
+    assert_int_equal(r.downs, 0);
+    assert_int_equal(r.stats.tcp_accepts, 1);
+    pull_end(&p);
+
+    /* A refused WRITE is drained, and the next one works. */
+    pull_init(&p, &r, true);
+    memset(p.mem, 7, r.size);
+    r.remote.claim++;
+    fail_with(&r, &p, -KVF_STALE);
+    r.remote.claim--;
+    pull_start(&p, &r.link);
+    rig_until(&r, &p.calls, 3000);
+    assert_int_equal(p.status, 0);
+    assert_int_equal(r.stats.tcp_accepts, 1);
+    assert_memory_equal(p.mem, r.payload, r.size);
+    pull_end(&p);
+    rig_close(&r);
+}
+
+/* The claim ends between two parts of one answer: no mix, but a failure. */
+static void claim_ends_in_the_middle(void **state)
+{
+    struct rig r;
+    struct pull p;
+
+    (void)state;
+    for (int after = 0; after < 8; after++) {
+        rig_open(&r, RIG_TCP, 3 * MIB);
+        r.piece = 10000;
+        pull_init(&p, &r, false);
+        r.refuse_after = after;
+        pull_start(&p, &r.link);
+        rig_until(&r, &p.calls, 3000);
+        assert_true(p.status < 0);
+        pull_end(&p);
+        rig_close(&r);
+    }
+}
+
+static void wrong_secret(void **state)
+{
+    struct rig r;
+    struct pull p;
+
+    (void)state;
+    rig_open(&r, RIG_TCP, MIB);
+    kvf_link_close(&r.link);
+    r.addr.secret[31] ^= 1;
+    assert_int_equal(rig_link(&r, &r.link), 0);
+    pull_init(&p, &r, false);
+    fail_with(&r, &p, -KVF_TRANSPORT);
+    assert_non_null(strstr(p.why.text, "127.0.0.1:"));
+    rig_until(&r, &r.downs, 1000);
+    assert_int_equal(r.stats.tcp_rejected, 1);
+    assert_int_equal(r.resolves, 0);
+    pull_end(&p);
+    rig_close(&r);
+}
+
+static void nobody_listens(void **state)
+{
+    struct rig r;
+    struct pull p;
+
+    (void)state;
+    rig_open(&r, RIG_TCP, MIB);
+    kvf_link_close(&r.link);
+    kvf_tcp_unlisten(r.owner);
+    assert_int_equal(rig_link(&r, &r.link), 0);
+    pull_init(&p, &r, false);
+    fail_with(&r, &p, -KVF_PEER_UNREACHABLE);
+    assert_non_null(strstr(p.why.text, "refused"));
+    rig_until(&r, &r.downs, 1000);
+    assert_int_equal(r.downs, 1);
+    assert_int_equal(r.ups, 0);
+    fail_with(&r, &p, -KVF_PEER_UNREACHABLE); /* the link stays down */
+    kvf_link_close(&r.link);
+    strcpy(r.addr.host, "localhost");
+    assert_int_equal(rig_link(&r, &r.link), -KVF_INVALID);
+    pull_end(&p);
+    rig_close(&r);
+}
+
+static void expelled(void **state)
+{
+    unsigned failed = 0;
+
+    (void)state;
+    for (unsigned turns = 0; turns < 24; turns += 2) {
+        struct rig r;
+        struct pull p;
+
+        rig_open(&r, RIG_TCP_STREAMS, 24 * MIB);
+        pull_init(&p, &r, false);
+        pull_start(&p, &r.link);
+        rig_turns(&r, turns);
+        kvf_tcp_expel(r.owner, &r);
+        assert_int_equal(r.pins, 0);
+        assert_int_equal(kvf_tcp_serving(r.owner, &r), 0);
+        rig_until(&r, &p.calls, 3000);
+        /* All of it may have been in the sockets already. */
+        if (p.status == 0)
+            assert_memory_equal(p.mem, r.payload, r.size);
+        assert_true(p.status == 0 || p.status == -KVF_TRANSPORT);
+        failed += p.status != 0;
+        assert_int_equal(r.pins, 0);
+        /* Admitted again, a new link brings what is missing. */
+        kvf_link_close(&r.link);
+        assert_int_equal(kvf_tcp_admit(r.owner, r.addr.secret, &r, NULL), 0);
+        assert_int_equal(rig_link(&r, &r.link), 0);
+        pull_start(&p, &r.link);
+        rig_until(&r, &p.calls, 3000);
+        assert_int_equal(p.status, 0);
+        assert_memory_equal(p.mem, r.payload, r.size);
+        pull_end(&p);
+        rig_close(&r);
+    }
+    assert_true(failed >= 3);
+}
+
+/* ---- a liar -------------------------------------------------------------- */
+
+enum lie { TAG, LENGTH, STATUS, GARBAGE, CLOSES, HANGS, MORE, SHORT, LIES };
+
+struct liar {
+    struct kvf_source src, conn;
+    struct kvf_reactor *reactor;
+    int fd, conn_fd;
+    uint16_t port;
+    enum lie lie;
+    uint8_t in[4096];
+    unsigned have;
+    bool told;
+};
+
+static void tell(struct liar *l)
+{
+    static uint8_t out[KVF_FRAME_RSP_LEN + 4096];
+    struct kvf_frame_req q;
+    struct kvf_frame_rsp a = {0};
+    size_t len = sizeof out;
+
+    assert_int_equal(kvf_frame_req_decode(&q, l->in + KVF_PREFACE_LEN, NULL),
+                     0);
+    assert_int_equal(q.length, 4096);
+    a.tag = q.tag + (l->lie == TAG);
+    a.length = q.length + (l->lie == LENGTH);
+    a.status = l->lie == STATUS ? 9999 : 0;
+    kvf_frame_rsp_encode(&a, out);
+    if (l->lie == GARBAGE)
+        memset(out, 0xee, sizeof out);
+    if (l->lie == SHORT)
+        len -= 100;
+    if (l->lie != HANGS && l->lie != CLOSES)
+        assert_int_equal(send(l->conn_fd, out, len, MSG_NOSIGNAL), len);
+    if (l->lie == MORE) {
+        send(l->conn_fd, out, sizeof out, MSG_NOSIGNAL);
+        return;
+    }
+    if (l->lie == SHORT || l->lie == CLOSES) {
+        kvf_source_remove(&l->conn);
+        close(l->conn_fd);
+        l->conn_fd = -1;
+    }
+}
+
+static void liar_reads(struct kvf_source *src, unsigned ready, unsigned budget)
+{
+    struct liar *l = kvf_container_of(src, struct liar, conn);
+    ssize_t n =
+        recv(l->conn_fd, l->in + l->have, sizeof l->in - l->have, MSG_DONTWAIT);
+
+    (void)ready;
+    (void)budget;
+    if (n == 0)
+        kvf_source_want(src, 0);
+    if (n <= 0)
+        return;
+    l->have += (unsigned)n;
+    if (l->have >= KVF_PREFACE_LEN + KVF_FRAME_REQ_LEN && !l->told) {
+        l->told = true;
+        tell(l);
+    }
+}
+
+static const struct kvf_source_ops liar_conn_ops = {.drain = liar_reads};
+
+static void liar_accepts(struct kvf_source *src, unsigned ready,
+                         unsigned budget)
+{
+    struct liar *l = kvf_container_of(src, struct liar, src);
+
+    (void)ready;
+    (void)budget;
+    if (l->conn_fd >= 0)
+        return;
+    l->conn_fd = accept(l->fd, NULL, NULL);
+    assert_int_equal(kvf_source_add(l->reactor, &l->conn, "liar",
+                                    &liar_conn_ops, l->conn_fd, KVF_WANT_READ,
+                                    NULL),
+                     0);
+}
+
+static const struct kvf_source_ops liar_ops = {.drain = liar_accepts};
+
+static void liar_open(struct liar *l, struct kvf_reactor *reactor, enum lie lie)
+{
+    struct sockaddr_in a = {.sin_family = AF_INET,
+                            .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t len = sizeof a;
+
+    *l = (struct liar){.lie = lie, .conn_fd = -1, .reactor = reactor};
+    l->fd = socket(AF_INET, SOCK_STREAM, 0);
+    assert_int_equal(bind(l->fd, (struct sockaddr *)&a, len), 0);
+    assert_int_equal(listen(l->fd, 4), 0);
+    getsockname(l->fd, (struct sockaddr *)&a, &len);
+    l->port = ntohs(a.sin_port);
+    assert_int_equal(kvf_source_add(reactor, &l->src, "liar", &liar_ops, l->fd,
+                                    KVF_WANT_READ, NULL),
+                     0);
+}
+
+static void liar_close(struct liar *l)
+{
+    kvf_source_remove(&l->src);
+    close(l->fd);
+    if (l->conn_fd >= 0) {
+        kvf_source_remove(&l->conn);
+        close(l->conn_fd);
+    }
+}
+
+static void liars(void **state)
+{
+    (void)state;
+    for (unsigned lie = 0; lie < LIES; lie++) {
+        struct rig r;
+        struct liar l;
+        struct pull p;
+
+        rig_open(&r, RIG_TCP, 4096);
+        kvf_link_close(&r.link);
+        liar_open(&l, r.reactor, (enum lie)lie);
+        r.addr.port = l.port;
+        assert_int_equal(rig_link(&r, &r.link), 0);
+        pull_init(&p, &r, false);
+        pull_start(&p, &r.link);
+        rig_until(&r, &p.calls, 3000);
+        assert_int_equal(p.status, lie == MORE ? 0 : -KVF_TRANSPORT);
+        rig_until(&r, &r.downs, 3000);
+        if (lie == HANGS)
+            assert_non_null(strstr(p.why.text, "no byte for 300 ms"));
+        pull_end(&p);
+        liar_close(&l);
+        rig_close(&r);
+    }
+}
+
+/* ---- callers that are nobody's ------------------------------------------- */
+
+static int call(struct rig *r)
+{
+    struct sockaddr_in a = {.sin_family = AF_INET,
+                            .sin_port = htons(r->addr.port),
+                            .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    int fd = socket(AF_INET, SOCK_STREAM, 0);
+
+    assert_int_equal(connect(fd, (struct sockaddr *)&a, sizeof a), 0);
+    return fd;
+}
+
+/* The other side has hung up. */
+static void assert_closed(struct rig *r, int fd)
+{
+    ssize_t n = -1;
+    char c;
+
+    for (unsigned i = 0; i < 1000 && n < 0; i++) {
+        assert_int_equal(kvf_reactor_once(r->reactor, KVF_NS_PER_MS, NULL), 0);
+        n = recv(fd, &c, 1, MSG_DONTWAIT);
+    }
+    assert_int_equal(n, 0);
+    close(fd);
+}
+
+static void strangers(void **state)
+{
+    struct kvf_tcp_gauges g;
+    struct rig r;
+    struct kvf_preface p = {.version = KVF_FRAME_VERSION};
+    uint8_t buf[KVF_PREFACE_LEN + KVF_FRAME_REQ_LEN];
+    int silent, fd;
+
+    (void)state;
+    rig_open(&r, RIG_TCP, 4096);
+    silent = call(&r); /* says nothing: closed after connect_ms */
+    fd = call(&r);
+    assert_int_equal(send(fd, "GET / HTTP/1.1\r\nHost: somewhere else\r\n\r\n",
+                          KVF_PREFACE_LEN, 0),
+                     KVF_PREFACE_LEN);
+    assert_closed(&r, fd);
+    assert_closed(&r, silent);
+    assert_int_equal(r.stats.tcp_rejected, 2);
+
+    /* A known peer that sends rubbish. */
+    fd = call(&r);
+    memcpy(p.secret, r.addr.secret, sizeof p.secret);
+    kvf_preface_encode(&p, buf);
+    memset(buf + KVF_PREFACE_LEN, 0xab, KVF_FRAME_REQ_LEN);
+    assert_int_equal(send(fd, buf, sizeof buf, 0), sizeof buf);
+    assert_closed(&r, fd);
+    assert_int_equal(r.stats.tcp_errors, 1);
+    assert_int_equal(r.resolves, 0);
+    kvf_tcp_gauges(r.owner, &g);
+    assert_int_equal(g.in_conns, 1); /* the rig's own link */
+    rig_close(&r);
+}
+
+/* More requests than the owner reads ahead, at once, by a caller of its own
+ * kind: all are answered. */
+static void many_requests_at_once(void **state)
+{
+    enum { N = 1000 };
+    struct rig r;
+    struct kvf_preface p = {.version = KVF_FRAME_VERSION};
+    struct kvf_frame_req q = {.op = KVF_FRAME_READ,
+                              .claim = CLAIM,
+                              .token = {{1, 2, 3}},
+                              .length = 1};
+    size_t len = KVF_PREFACE_LEN + N * KVF_FRAME_REQ_LEN, got = 0;
+    uint8_t *buf = malloc(len), *in = malloc(N * (KVF_FRAME_RSP_LEN + 1));
+    int fd;
+
+    (void)state;
+    rig_open(&r, RIG_TCP, 4096);
+    memcpy(p.secret, r.addr.secret, sizeof p.secret);
+    kvf_preface_encode(&p, buf);
+    for (unsigned i = 0; i < N; i++) {
+        q.tag = q.offset = i;
+        kvf_frame_req_encode(&q, buf + KVF_PREFACE_LEN + i * KVF_FRAME_REQ_LEN);
+    }
+    fd = call(&r);
+    assert_int_equal(send(fd, buf, len, 0), len);
+    for (unsigned i = 0; i < 2000 && got < N * (KVF_FRAME_RSP_LEN + 1u); i++) {
+        ssize_t n;
+
+        assert_int_equal(kvf_reactor_once(r.reactor, KVF_NS_PER_MS, NULL), 0);
+        n = recv(fd, in + got, N * (KVF_FRAME_RSP_LEN + 1u) - got,
+                 MSG_DONTWAIT);
+        got += n > 0 ? (size_t)n : 0;
+    }
+    assert_int_equal(got, N * (KVF_FRAME_RSP_LEN + 1u));
+    for (unsigned i = 0; i < N; i++)
+        assert_int_equal(in[i * (KVF_FRAME_RSP_LEN + 1) + KVF_FRAME_RSP_LEN],
+                         r.payload[i]);
+    close(fd);
+    free(buf);
+    free(in);
+    rig_close(&r);
+}
+
+/* No descriptor to accept with: the loop does not spin, and when there is one
+ * again the caller is served. */
+static void no_descriptors(void **state)
+{
+    struct rlimit was, now;
+    struct rig r;
+    struct pull p;
+    uint64_t drains;
+
+    (void)state;
+    rig_open(&r, RIG_TCP, MIB);
+    pull_init(&p, &r, false);
+    rig_until(&r, &r.ups, 1000);
+    kvf_link_close(&r.link);
+    rig_turns(&r, 5);
+    assert_int_equal(getrlimit(RLIMIT_NOFILE, &was), 0);
+    now = was;
+    assert_int_equal(rig_link(&r, &r.link), 0);
+    now.rlim_cur = 3; /* nothing above standard error */
+    assert_int_equal(setrlimit(RLIMIT_NOFILE, &now), 0);
+    pull_start(&p, &r.link);
+    drains = r.sched->turns;
+    for (unsigned i = 0; i < 5; i++)
+        kvf_reactor_once(r.reactor, 20 * KVF_NS_PER_MS, NULL);
+    assert_true(r.sched->turns - drains <= 5);
+    assert_int_equal(p.calls, 0);
+    assert_int_equal(setrlimit(RLIMIT_NOFILE, &was), 0);
+    rig_until(&r, &p.calls, 2000);
+    assert_int_equal(p.status, 0);
+    pull_end(&p);
+    rig_close(&r);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(refused),
+        cmocka_unit_test(claim_ends_in_the_middle),
+        cmocka_unit_test(wrong_secret),
+        cmocka_unit_test(nobody_listens),
+        cmocka_unit_test(expelled),
+        cmocka_unit_test(liars),
+        cmocka_unit_test(strangers),
+        cmocka_unit_test(many_requests_at_once),
+        cmocka_unit_test(no_descriptors),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
