@@ -74,9 +74,13 @@ void kvf_tomb_lift(struct kvf_key *key)
 
 void kvf_tomb_trim(struct kvf_store *st)
 {
-    while (st->n_tombs > st->conf.max_tombstones)
-        tomb_end(kvf_container_of(kvf_list_first(&st->tombs), struct kvf_tomb,
-                                  node));
+    while (st->n_tombs > st->conf.max_tombstones) {
+        struct kvf_list *n = kvf_list_first(&st->tombs);
+
+        if (n == NULL)
+            return;
+        tomb_end(kvf_container_of(n, struct kvf_tomb, node));
+    }
 }
 
 /* A copy cut to a length that a reply can carry, at the end of a character.
