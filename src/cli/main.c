@@ -1,0 +1,228 @@
+/* `kvferry SUBCOMMAND ...`: finds the subcommand and runs it. */
+#include "cli.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+static int cli_help(struct cli *c, int argc, char **argv);
+
+static const struct cli_command commands[] = {
+    {"put", cli_put, "publish a file or standard input",
+     "put KEY FILE|-\n"
+     "  --ttl TIME         time to live (500ms, 30s; default: the daemon's)\n"
+     "  --readers N        how many may read it (default 1; 0 = any number)\n"
+     "  --meta TEXT        opaque bytes for the reader\n"
+     "  --reject           EXISTS if the key is there (default: replace)\n"
+     "  --checksum         let readers verify the bytes\n"
+     "  --wait-retired     stay until it was read, or ended otherwise\n"},
+    {"get", cli_get, "fetch a key into a file or to standard output",
+     "get KEY [-o FILE|-]\n"
+     "  -o, --output FILE  default: standard output\n"
+     "  --from S[.R[.P]]   the sender: stage, rank, replica\n"
+     "  --source HOST:PORT the sender: its metadata port\n"
+     "  --generation N     this generation or none older\n"
+     "  --timeout TIME     for the whole get (0 = none)\n"
+     "  --no-wait          NOT_FOUND when it is not there now\n"
+     "  --mode MODE        auto, view, copy or inline\n"
+     "  --verify           check the checksum of the bytes here\n"},
+    {"ls", cli_ls, "list keys",
+     "ls [PREFIX]\n"
+     "  --limit N          at most N keys\n"
+     "  --json\n"},
+    {"status", cli_status, "pool, keys, peers, counters, latencies",
+     "status\n"
+     "  --json\n"
+     "  --watch SEC        again every SEC seconds\n"},
+    {"fail", cli_fail, "say that a key will not come", "fail KEY [REASON]\n"},
+    {"cleanup", cli_cleanup, "retire all keys of a request",
+     "cleanup REQUEST_ID [FROM TO]\n"},
+    {"peer", cli_peer, "say where a worker is",
+     "peer STAGE.RANK[.REPLICA] HOST:PORT\n"},
+    {"drain", cli_drain, "finish what is open, then end the daemon",
+     "drain\n"
+     "  --timeout TIME     at most so long (default: drain_ms)\n"},
+    {"doctor", cli_doctor, "what this machine offers and what is wrong",
+     "doctor\n"
+     "  --json\n"
+     "With --config FILE the file and what it asks for are checked too.\n"
+     "Exit status 1 if anything is FAIL.\n"},
+    {"bench", cli_bench, "measure latency and throughput",
+     "bench\n"
+     "  --workload W       get, put, put+get, parked, ping or mget\n"
+     "  --size LIST        4KiB,1MiB,... (default 4KiB,1MiB,16MiB)\n"
+     "  --mode M           auto, view, copy, into or inline\n"
+     "  --depth N          requests at once (default 1)\n"
+     "  --keys N           different keys (default 16)\n"
+     "  --count N          measured requests (default 1000)\n"
+     "  --duration TIME    at most so long for one size (default 10s)\n"
+     "  --warmup N         requests that are not counted (default 20)\n"
+     "  --verify           check every byte\n"
+     "  --view-read        read every byte\n"
+     "  --from-endpoint E  the sender's daemon (default: --endpoint)\n"
+     "  --to-endpoint E    the receiver's daemon (default: the sender's)\n"
+     "  --pids P,Q         whose CPU time to count (default: the daemons')\n"
+     "  --copy             memcpy against non-temporal stores, no daemon\n"
+     "  --json             one JSON object a line\n"},
+    {"version", cli_version, "print the version", "version\n"},
+    {"help", cli_help, "explain a subcommand", "help [SUBCOMMAND]\n"},
+};
+#define N_COMMANDS (sizeof commands / sizeof commands[0])
+
+static const char common_help[] =
+    "Which daemon:\n"
+    "  --endpoint E       its engine endpoint (ipc://..., tcp://...)\n"
+    "  --config FILE      take the endpoint from its configuration\n"
+    "  --cluster C --stage S --rank R --replica P\n"
+    "                     the default endpoint of that worker\n"
+    "  --answer TIME      how long the daemon may take (default 5s)\n";
+
+static void usage(FILE *out)
+{
+    fprintf(out, "usage: kvferry SUBCOMMAND [OPTIONS] ...\n\n");
+    for (size_t i = 0; i < N_COMMANDS; i++)
+        fprintf(out, "  %-9s %s\n", commands[i].name, commands[i].summary);
+    fprintf(out,
+            "\n%s\n`kvferry help SUBCOMMAND` tells more. Exit status: 0, the "
+            "number of the\nfailed request's status, 64 for a wrong command "
+            "line, 74 for a file error.\n",
+            common_help);
+}
+
+static const struct cli_command *find(const char *name)
+{
+    for (size_t i = 0; i < N_COMMANDS; i++)
+        if (strcmp(commands[i].name, name) == 0)
+            return &commands[i];
+    return NULL;
+}
+
+static int cli_help(struct cli *c, int argc, char **argv)
+{
+    const struct cli_command *cmd;
+
+    if (argc < 2) {
+        usage(stdout);
+        return 0;
+    }
+    cmd = find(argv[1]);
+    if (cmd == NULL)
+        return cli_usage(c, "no subcommand %s", argv[1]);
+    printf("usage: kvferry %s\n%s", cmd->help, common_help);
+    return 0;
+}
+
+int cli_version(struct cli *c, int argc, char **argv)
+{
+    (void)c;
+    (void)argc;
+    (void)argv;
+    printf("kvferry %s\n", kvferry_version());
+    return 0;
+}
+
+enum {
+    O_ENDPOINT = 1000,
+    O_CONFIG,
+    O_CLUSTER,
+    O_STAGE,
+    O_RANK,
+    O_REPLICA,
+    O_ANSWER,
+    O_HELP
+};
+
+static const struct option common[] = {
+    {"endpoint", required_argument, NULL, O_ENDPOINT},
+    {"config", required_argument, NULL, O_CONFIG},
+    {"cluster", required_argument, NULL, O_CLUSTER},
+    {"stage", required_argument, NULL, O_STAGE},
+    {"rank", required_argument, NULL, O_RANK},
+    {"replica", required_argument, NULL, O_REPLICA},
+    {"answer", required_argument, NULL, O_ANSWER},
+    {"help", no_argument, NULL, O_HELP},
+};
+#define N_COMMON (sizeof common / sizeof common[0])
+
+static bool common_option(struct cli *c, int code, const char *arg)
+{
+    uint64_t v = 0;
+
+    switch (code) {
+    case O_ENDPOINT:
+        c->endpoint = arg;
+        return true;
+    case O_CONFIG:
+        c->config = arg;
+        return true;
+    case O_CLUSTER:
+        c->cluster = arg;
+        return true;
+    case O_STAGE:
+    case O_RANK:
+    case O_REPLICA:
+        if (!cli_u64(arg, 1023, &v))
+            return false;
+        *(code == O_STAGE  ? &c->stage
+          : code == O_RANK ? &c->rank
+                           : &c->replica) = (uint32_t)v;
+        return true;
+    case O_ANSWER:
+        if (!cli_ms(arg, &v) || v == 0 || v > UINT32_MAX)
+            return false;
+        c->timeout_ms = (uint32_t)v;
+        return true;
+    default:
+        return false;
+    }
+}
+
+int cli_getopt(struct cli *c, int argc, char **argv, const char *shorts,
+               const struct option *own)
+{
+    struct option all[40] = {{0}};
+    unsigned n = 0;
+
+    for (; own != NULL && own[n].name != NULL && n < 40 - N_COMMON - 1; n++)
+        all[n] = own[n];
+    memcpy(all + n, common, sizeof common);
+    for (;;) {
+        int code = getopt_long(argc, argv, shorts, all, NULL);
+
+        if (code < 1000)
+            return code;
+        if (code == O_HELP) {
+            printf("usage: kvferry %s%s", c->help, common_help);
+            exit(0);
+        }
+        if (!common_option(c, code, optarg)) {
+            cli_usage(c, "bad value %s", optarg);
+            return '?';
+        }
+    }
+}
+
+int main(int argc, char **argv)
+{
+    const struct cli_command *cmd;
+    struct cli c = {.name = "kvferry"};
+
+    if (argc < 2) {
+        usage(stderr);
+        return CLI_USAGE;
+    }
+    if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0) {
+        usage(stdout);
+        return 0;
+    }
+    if (strcmp(argv[1], "--version") == 0)
+        return cli_version(&c, 0, NULL);
+    cmd = find(argv[1]);
+    if (cmd == NULL) {
+        fprintf(stderr, "kvferry: no subcommand %s (see kvferry --help)\n",
+                argv[1]);
+        return CLI_USAGE;
+    }
+    c.help = cmd->help;
+    c.name = cmd->name;
+    return cmd->run(&c, argc - 1, argv + 1);
+}
