@@ -1,0 +1,526 @@
+/* A get has its claim: where the bytes go, when they may move, how they move,
+ * and whether they are the right ones. */
+#include "request/gets_private.h"
+
+#include "base/log.h"
+#include "memory/copy.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <xxhash.h>
+
+/* ---- where the bytes go -----------------------------------------------------
+ */
+
+static uint64_t into_size(const struct kvf_get *g)
+{
+    uint64_t n = 0;
+
+    for (unsigned i = 0; i < g->n_into; i++)
+        n += g->into[i].length;
+    return n;
+}
+
+/* What a grant must fit before anything is consumed. */
+static int check_size(struct kvf_get *g, const struct kvf_grant *gr,
+                      struct kvf_why *why)
+{
+    uint64_t inline_max = g->gs->env.conf->inline_max;
+
+    g->has_size = true;
+    g->size = gr->size;
+    if (g->mode == KVF_MODE_INLINE && gr->size > inline_max)
+        return kvf_fail(why, KVF_TOO_LARGE,
+                        "%llu bytes do not fit inline (inline_max %llu): use "
+                        "mode copy or view",
+                        (unsigned long long)gr->size,
+                        (unsigned long long)inline_max);
+    if (g->mode == KVF_MODE_INTO && into_size(g) != gr->size)
+        return kvf_fail(
+            why, KVF_MISMATCH, "`into` names %llu bytes, the payload has %llu",
+            (unsigned long long)into_size(g), (unsigned long long)gr->size);
+    return 0;
+}
+
+static int reserve(struct kvf_get *g, uint64_t size, struct kvf_why *why)
+{
+    int ret;
+
+    if (g->got != KVF_MODE_COPY || g->buffer != NULL)
+        return 0;
+    ret = kvf_buffer_alloc(g->gs->env.buffers, size, KVF_BUF_RECEIVING,
+                           g->owner, &g->buffer, why);
+    if (ret == -(int)KVF_NO_SPACE) {
+        g->has_space = true;
+        g->needed = size;
+    }
+    return ret;
+}
+
+/* The local memory in payload order; out has room for max(1, n_into). */
+static unsigned local_iov(const struct kvf_get *g, uint64_t size,
+                          struct iovec *out)
+{
+    if (g->got == KVF_MODE_COPY) {
+        out[0].iov_base = kvf_buffer_ptr(g->buffer);
+        out[0].iov_len = size;
+        return 1;
+    }
+    if (g->got == KVF_MODE_INLINE) {
+        out[0].iov_base = g->stash;
+        out[0].iov_len = size;
+        return 1;
+    }
+    for (unsigned i = 0; i < g->n_into; i++) {
+        out[i].iov_base = kvf_seg_ptr(&g->into[i]);
+        out[i].iov_len = g->into[i].length;
+    }
+    return g->n_into;
+}
+
+static void scatter(const struct kvf_get *g, const void *src, uint64_t size)
+{
+    const uint8_t *p = src;
+
+    if (g->got == KVF_MODE_COPY)
+        memcpy(kvf_buffer_ptr(g->buffer), src, size);
+    for (unsigned i = 0; g->got == KVF_MODE_INTO && i < g->n_into; i++) {
+        memcpy(kvf_seg_ptr(&g->into[i]), p, g->into[i].length);
+        p += g->into[i].length;
+    }
+}
+
+static enum kvf_mode resolve_mode(const struct kvf_get *g,
+                                  const struct kvf_grant *gr)
+{
+    if (g->mode != KVF_MODE_AUTO)
+        return g->mode;
+    return gr->eager == NULL && gr->shm && g->can_map ? KVF_MODE_VIEW
+                                                      : KVF_MODE_COPY;
+}
+
+/* ---- bytes that are here already
+ * ---------------------------------------------- */
+
+/* A small payload of this daemon is one short copy: no transfer for it. */
+static const void *small_local(struct kvf_get *g, const struct kvf_grant *gr)
+{
+    const struct kvf_gen *gen;
+    uint8_t *p;
+
+    if (gr->local == NULL || gr->size > g->gs->env.conf->inline_max)
+        return NULL;
+    gen = gr->local->gen;
+    if (gen->n_segs == 1)
+        return kvf_seg_ptr(&gen->segs[0]);
+    free(g->stash);
+    p = g->stash = malloc(gr->size);
+    if (p == NULL)
+        return NULL;
+    for (unsigned i = 0; i < gen->n_segs; i++) {
+        memcpy(p, kvf_seg_ptr(&gen->segs[i]), gen->segs[i].length);
+        p += gen->segs[i].length;
+    }
+    return g->stash;
+}
+
+static bool take_small(struct kvf_get *g, const void *bytes,
+                       struct kvf_why *why)
+{
+    const struct kvf_grant *gr = g->grant;
+
+    /* Hashed where the bytes came to rest, except inline, which are sent from
+     * where they lie. */
+    scatter(g, bytes, gr->size);
+    if (gr->has_checksum && XXH3_64bits(bytes, gr->size) != gr->checksum) {
+        g->gs->env.stats->checksum_failed++;
+        kvf_fail(why, KVF_CORRUPT,
+                 "the bytes from %s do not have the checksum of the put",
+                 kvf_get_owner_name(g));
+        return false;
+    }
+    g->m.verify = false;
+    g->payload = bytes;
+    if (g->got == KVF_MODE_INLINE && g->m.hold && g->stash == NULL) {
+        g->stash = malloc(gr->size);
+        if (g->stash == NULL) {
+            kvf_fail(why, KVF_BUSY, "out of memory");
+            return false;
+        }
+        memcpy(g->stash, bytes, gr->size);
+        g->payload = g->stash;
+    }
+    return true;
+}
+
+/* ---- the grant
+ * ------------------------------------------------------------------- */
+
+static void on_lost(struct kvf_grant *gr, const struct kvf_why *why)
+{
+    struct kvf_get *g = gr->user;
+
+    switch ((unsigned)g->m.state) {
+    case KVF_GET_PULLING:
+    case KVF_GET_DRAINING:
+        return; /* the transfer ends by itself and finds it lost */
+    case KVF_GET_CLAIMED:
+    case KVF_GET_RETRYING:
+        if (g->peer != NULL && kvf_peer_state(g->peer) == KVF_PEER_UP) {
+            kvf_get_feed(g, KVF_GET_EV_LOST);
+            return;
+        }
+        kvf_get_stop(g, why);
+        return;
+    case KVF_GET_HELD:
+        kvf_get_stop(g, why);
+        return;
+    default:
+        return; /* every byte came while it was live */
+    }
+}
+
+/* Another grant for the same get (the first was lost): what is in place counts
+ * only if it is of the same generation. */
+static void compare_with_previous(struct kvf_get *g, const struct kvf_grant *gr,
+                                  uint64_t generation)
+{
+    if (g->pull == NULL || generation == gr->generation)
+        return;
+    kvf_pull_free(g);
+    if (g->buffer != NULL) {
+        kvf_buffer_retire(g->buffer);
+        g->buffer = NULL;
+    }
+}
+
+void kvf_get_on_grant(struct kvf_get *g, struct kvf_grant *gr)
+{
+    struct kvf_why why;
+    const void *small;
+    int ret;
+
+    g->t_granted = kvf_sched_clock(g->gs->env.sched);
+    if (g->grant != NULL) {
+        compare_with_previous(g, gr, g->grant->generation);
+        kvf_grant_abort(g->grant);
+    }
+    g->grant = gr;
+    gr->user = g;
+    gr->on_lost = on_lost;
+    g->got = resolve_mode(g, gr);
+    g->m.verify = gr->has_checksum && g->got != KVF_MODE_VIEW;
+    ret = check_size(g, gr, &why);
+    if (ret == 0 && g->got == KVF_MODE_VIEW && !gr->shm)
+        ret = kvf_fail(&why, KVF_UNSUPPORTED,
+                       "the owner's memory could not be mapped here");
+    if (ret == 0)
+        ret = reserve(g, gr->size, &why);
+    if (ret < 0) {
+        kvf_get_stop(g, &why);
+        return;
+    }
+    g->transport = gr->local != NULL   ? "local"
+                   : gr->eager != NULL ? "eager"
+                                       : "shm";
+    if (g->got == KVF_MODE_VIEW) {
+        kvf_get_feed(g, KVF_GET_EV_READY);
+        return;
+    }
+    small = gr->eager != NULL ? gr->eager : small_local(g, gr);
+    if (small == NULL) {
+        kvf_get_feed(g, KVF_GET_EV_GRANT);
+        return;
+    }
+    if (take_small(g, small, &why))
+        kvf_get_feed(g, KVF_GET_EV_READY);
+    else
+        kvf_get_stop(g, &why);
+}
+
+/* ---- admission
+ * --------------------------------------------------------------------- */
+
+static bool has_room(const struct kvf_get *g)
+{
+    const struct kvf_edge_use *u = g->edge;
+    struct kvf_conf_edge e = kvf_conf_find_edge(g->gs->env.conf, u->from,
+                                                g->gs->env.conf->self.stage);
+
+    if (u->inflight == 0)
+        return true; /* one may always go, however large */
+    if (u->inflight >= e.max_inflight)
+        return false;
+    return e.window_size < 0 ||
+           u->bytes + g->grant->size <= (uint64_t)e.window_size;
+}
+
+static void enter_edge(struct kvf_get *g)
+{
+    g->edge->inflight++;
+    g->edge->bytes += g->grant->size;
+    g->size = g->grant->size;
+    g->admitted = true;
+}
+
+void kvf_get_admit(struct kvf_get *g)
+{
+    const struct kvf_worker *w =
+        g->peer != NULL ? kvf_peer_worker(g->peer) : NULL;
+    uint32_t from = w != NULL ? w->stage : g->gs->env.conf->self.stage;
+
+    if (g->admitted) { /* asked again after a lost claim: it kept its place */
+        kvf_get_feed(g, KVF_GET_EV_ADMIT);
+        return;
+    }
+    g->edge = &g->gs->edge[from % KVF_STAGES];
+    if (kvf_list_empty(&g->edge->queue) && has_room(g)) {
+        enter_edge(g);
+        kvf_get_feed(g, KVF_GET_EV_ADMIT);
+    } else {
+        kvf_list_push_back(&g->edge->queue, &g->edge_node);
+    }
+}
+
+void kvf_get_leave_edge(struct kvf_get *g)
+{
+    struct kvf_edge_use *u = g->edge;
+    struct kvf_list *n;
+
+    kvf_list_unlink(&g->edge_node);
+    if (!g->admitted)
+        return;
+    g->admitted = false;
+    u->inflight--;
+    u->bytes -= g->size;
+    while ((n = kvf_list_first(&u->queue)) != NULL) {
+        struct kvf_get *next = kvf_container_of(n, struct kvf_get, edge_node);
+
+        if (!has_room(next))
+            break;
+        kvf_list_unlink(n);
+        enter_edge(next);
+        kvf_get_feed(next, KVF_GET_EV_ADMIT);
+    }
+}
+
+/* ---- pulling
+ * ------------------------------------------------------------------------- */
+
+static void on_xfer_done(struct kvf_xfer *x, int status,
+                         const struct kvf_why *why);
+
+static int pull_init(struct kvf_get *g, struct kvf_why *why)
+{
+    struct kvf_pull *p;
+    int ret;
+
+    if (g->pull != NULL)
+        return 0;
+    p = calloc(1, sizeof *p);
+    if (p == NULL)
+        return kvf_fail(why, KVF_BUSY, "out of memory");
+    p->get = g;
+    p->iov = calloc(g->n_into + 1u, sizeof *p->iov);
+    if (g->got == KVF_MODE_INLINE && g->stash == NULL)
+        g->stash = malloc(g->grant->size);
+    if (p->iov == NULL || (g->got == KVF_MODE_INLINE && g->stash == NULL)) {
+        free(p->iov);
+        free(p);
+        return kvf_fail(why, KVF_BUSY, "out of memory");
+    }
+    p->n_iov = local_iov(g, g->grant->size, p->iov);
+    ret = kvf_xfer_init(&p->xfer, g->gs->env.sched, false, g->grant->size,
+                        p->iov, p->n_iov, on_xfer_done, why);
+    if (ret < 0) {
+        free(p->iov);
+        free(p);
+        return ret;
+    }
+    if (g->buffer != NULL)
+        kvf_buffer_pin(g->buffer);
+    p->xfer_ready = true;
+    g->pull = p;
+    return 0;
+}
+
+void kvf_pull_free(struct kvf_get *g)
+{
+    struct kvf_pull *p = g->pull;
+
+    if (p == NULL)
+        return;
+    kvf_checksum_stop(&p->checksum);
+    kvf_xfer_fini(&p->xfer);
+    if (g->buffer != NULL)
+        kvf_buffer_unpin(g->buffer);
+    free(p->iov);
+    free(p);
+    g->pull = NULL;
+}
+
+/* The first transport from proto_at on that can carry this claim. */
+static struct kvf_link *choose_link(struct kvf_get *g, struct kvf_why *why)
+{
+    const struct kvf_conf *c = g->gs->env.conf;
+
+    if (g->grant->local != NULL) {
+        g->transport = "local";
+        return &g->gs->local_link;
+    }
+    kvf_fail(why, KVF_TRANSPORT, "no transport to %s is left",
+             kvf_get_owner_name(g));
+    for (; g->proto_at < c->n_protocol; g->proto_at++) {
+        enum kvf_protocol proto = c->protocol[g->proto_at];
+        struct kvf_link *link;
+
+        if (proto == KVF_PROTO_SHM && !g->grant->shm)
+            continue;
+        link = kvf_peer_link(g->peer, proto, why);
+        if (link != NULL) {
+            g->transport = link->transport->ops->name;
+            return link;
+        }
+    }
+    return NULL;
+}
+
+/* From inside PULLING: the attempt is over and memory is quiet. */
+static void broken(struct kvf_get *g, const struct kvf_why *why)
+{
+    const struct kvf_conf *c = g->gs->env.conf;
+    bool peer_up = g->peer == NULL || kvf_peer_state(g->peer) == KVF_PEER_UP;
+
+    if (!peer_up) {
+        kvf_get_stop(g, kvf_peer_why(g->peer));
+        return;
+    }
+    if (g->m.attempts >= g->m.max_attempts) {
+        kvf_get_because(g, KVF_TRANSPORT, "%s from %s failed %u times: %s",
+                        g->transport != NULL ? g->transport : "transfer",
+                        kvf_get_owner_name(g), g->m.attempts, why->text);
+    } else if (g->proto_at < c->n_protocol &&
+               c->protocol[g->proto_at] != KVF_PROTO_TCP) {
+        g->proto_at++; /* tcp may be tried again, the others not */
+        g->gs->env.stats->fallbacks++;
+    }
+    if (g->proto_at >= c->n_protocol)
+        g->proto_at = 0;
+    free(g->host); /* from here on it holds the cause, for the RETRY line */
+    g->host = strdup(why->text);
+    kvf_get_feed(g, g->grant->lost ? KVF_GET_EV_LOST : KVF_GET_EV_BROKEN);
+}
+
+static void on_xfer_done(struct kvf_xfer *x, int status,
+                         const struct kvf_why *why)
+{
+    struct kvf_pull *p = kvf_container_of(x, struct kvf_pull, xfer);
+    struct kvf_get *g = p->get;
+    struct kvf_why lost;
+
+    if (g->m.state == KVF_GET_DRAINING) {
+        kvf_get_feed(g, KVF_GET_EV_QUIET);
+        return;
+    }
+    if (status == 0 && g->grant->lost && !g->grant->shm) {
+        /* The last byte came, but the claim had ended before it. */
+        kvf_fail(&lost, KVF_STALE, "the claim ended during the transfer");
+        broken(g, &lost);
+        return;
+    }
+    if (status < 0 && -status == KVF_STALE)
+        g->grant->lost = true; /* the owner does not know the claim any more */
+    if (status < 0)
+        broken(g, why);
+    else
+        kvf_get_feed(g, KVF_GET_EV_PULLED);
+}
+
+void kvf_get_pull(struct kvf_get *g)
+{
+    struct kvf_link *link;
+    struct kvf_why why;
+
+    if (g->m.attempts > 1)
+        g->gs->env.stats->retries++;
+    if (pull_init(g, &why) < 0) {
+        /* Nothing runs yet, so nothing has to be drained. */
+        kvf_get_because(g, why.status, "%s", why.text);
+        g->m.attempts = g->m.max_attempts;
+        kvf_get_feed(g, KVF_GET_EV_BROKEN);
+        return;
+    }
+    link = choose_link(g, &why);
+    if (link == NULL) {
+        broken(g, &why);
+        return;
+    }
+    kvf_xfer_start(&g->pull->xfer, link, &g->grant->remote);
+}
+
+void kvf_get_cancel_pull(struct kvf_get *g)
+{
+    kvf_xfer_cancel(&g->pull->xfer);
+}
+
+/* ---- retrying
+ * ---------------------------------------------------------------------------
+ */
+
+void kvf_get_backoff(struct kvf_get *g)
+{
+    const struct kvf_conf *c = g->gs->env.conf;
+    struct kvf_sched *s = g->gs->env.sched;
+    unsigned shift = g->m.attempts > 1 ? g->m.attempts - 1 : 0;
+    uint64_t ms = c->backoff_ms << (shift > 20 ? 20 : shift);
+    uint64_t ns;
+    char key[512];
+
+    if (ms > c->backoff_max_ms)
+        ms = c->backoff_max_ms;
+    /* Between half and the whole of it, so that gets do not march in step. */
+    ns = ms * KVF_NS_PER_MS / 2;
+    ns += kvf_rng_below(g->gs->env.rng, ns + 1);
+    kvf_log(
+        KVF_LOG_WARN, "KVF RETRY",
+        "key=%s attempt=%u/%u transport=%s backoff_ms=%llu "
+        "done=%llu/%llu: %s",
+        kvf_log_key(key, sizeof key, g->key, g->key_len), g->m.attempts + 1,
+        g->m.max_attempts,
+        g->proto_at < c->n_protocol && c->protocol[g->proto_at] == KVF_PROTO_TCP
+            ? "tcp"
+            : g->transport,
+        (unsigned long long)(ns / KVF_NS_PER_MS),
+        (unsigned long long)(g->pull != NULL ? g->pull->xfer.bytes_done : 0),
+        (unsigned long long)g->grant->size, g->host != NULL ? g->host : "");
+    kvf_timer_set(s, &g->pause, s->now_ns + ns);
+}
+
+/* ---- verifying
+ * ----------------------------------------------------------------------------
+ */
+
+static void on_checksum(struct kvf_checksum *c, uint64_t value)
+{
+    struct kvf_pull *p = kvf_container_of(c, struct kvf_pull, checksum);
+    struct kvf_get *g = p->get;
+
+    if (value == g->grant->checksum) {
+        kvf_get_feed(g, KVF_GET_EV_VERIFIED);
+        return;
+    }
+    g->gs->env.stats->checksum_failed++;
+    kvf_get_because(g, KVF_CORRUPT,
+                    "the bytes from %s do not have the checksum of the put",
+                    kvf_get_owner_name(g));
+    kvf_get_feed(g, KVF_GET_EV_STOP);
+}
+
+void kvf_get_verify(struct kvf_get *g)
+{
+    struct kvf_why why;
+
+    if (kvf_checksum_start(&g->pull->checksum, g->gs->env.sched, g->pull->iov,
+                           g->pull->n_iov, on_checksum, &why) < 0)
+        kvf_get_stop(g, &why);
+}
