@@ -257,9 +257,9 @@ static bool has_room(const struct kvf_get *g)
 
 static void enter_edge(struct kvf_get *g)
 {
+    g->edge_bytes = g->grant->size;
     g->edge->inflight++;
-    g->edge->bytes += g->grant->size;
-    g->size = g->grant->size;
+    g->edge->bytes += g->edge_bytes;
     g->admitted = true;
 }
 
@@ -292,7 +292,7 @@ void kvf_get_leave_edge(struct kvf_get *g)
         return;
     g->admitted = false;
     u->inflight--;
-    u->bytes -= g->size;
+    u->bytes -= g->edge_bytes;
     while ((n = kvf_list_first(&u->queue)) != NULL) {
         struct kvf_get *next = kvf_container_of(n, struct kvf_get, edge_node);
 
@@ -392,8 +392,10 @@ static void broken(struct kvf_get *g, const struct kvf_why *why)
     bool peer_up = g->peer == NULL || kvf_peer_state(g->peer) == KVF_PEER_UP;
 
     if (!peer_up) {
-        kvf_get_stop(g, kvf_peer_why(g->peer));
-        return;
+        /* Its death is the cause, and no attempt can help. */
+        kvf_get_because(g, kvf_peer_why(g->peer)->status, "%s",
+                        kvf_peer_why(g->peer)->text);
+        g->m.attempts = g->m.max_attempts;
     }
     if (g->m.attempts >= g->m.max_attempts) {
         kvf_get_because(g, KVF_TRANSPORT, "%s from %s failed %u times: %s",

@@ -83,6 +83,7 @@ struct kvf_get {
     struct kvf_edge_use *edge;
     struct kvf_list edge_node;
     bool admitted;
+    uint64_t edge_bytes; /* what it counts for there */
 
     /* time */
     struct kvf_timer deadline, pause;
