@@ -186,6 +186,38 @@ static void written(enum rig_kind kind)
     rig_close(&r);
 }
 
+/* A write that is cancelled at some moment ends, and the link goes on. */
+static void write_cancelled(enum rig_kind kind)
+{
+    for (unsigned turns = 0; turns < 16; turns++) {
+        struct rig r;
+        struct pull p, next;
+
+        rig_open(&r, kind, 3 * MIB + 1);
+        pull_init(&p, &r, true);
+        pull_init(&next, &r, true);
+        memset(p.mem, 0x11, r.size);
+        memset(next.mem, 0x22, r.size);
+        rig_until(&r, &r.ups, 1000);
+        pull_start(&p, &r.link);
+        rig_turns(&r, turns);
+        r.inside = true;
+        kvf_xfer_cancel(&p.x);
+        r.inside = false;
+        rig_until(&r, &p.calls, 3000);
+        assert_true(p.status == 0 || p.status == -KVF_CANCELLED);
+        memset(p.mem, 0x33, r.size); /* ours again: must not arrive */
+        pull_start(&next, &r.link);
+        rig_until(&r, &next.calls, 3000);
+        assert_int_equal(next.status, 0);
+        assert_memory_equal(next.mem, r.payload, r.size);
+        assert_int_equal(r.downs, 0);
+        pull_end(&p);
+        pull_end(&next);
+        rig_close(&r);
+    }
+}
+
 struct post {
     struct kvf_transfer_op op;
     unsigned calls;
@@ -256,15 +288,21 @@ CASE(cancelled)
 CASE(closed)
 CASE(resumed)
 CASE(written)
+CASE(write_cancelled)
 CASE(no_room)
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_sizes),      cmocka_unit_test(test_scattered),
-        cmocka_unit_test(test_concurrent), cmocka_unit_test(test_cancelled),
-        cmocka_unit_test(test_closed),     cmocka_unit_test(test_resumed),
-        cmocka_unit_test(test_written),    cmocka_unit_test(test_no_room),
+        cmocka_unit_test(test_sizes),
+        cmocka_unit_test(test_scattered),
+        cmocka_unit_test(test_concurrent),
+        cmocka_unit_test(test_cancelled),
+        cmocka_unit_test(test_closed),
+        cmocka_unit_test(test_resumed),
+        cmocka_unit_test(test_written),
+        cmocka_unit_test(test_write_cancelled),
+        cmocka_unit_test(test_no_room),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -249,12 +249,16 @@ static uint64_t chunk(const struct kvf_link *link)
     return tcp_of(link->transport)->conf.chunk;
 }
 
-/* Four answers ahead of the one that arrives hide a round trip. */
+/* Eight requests ahead keep the owner's socket full (bench/tcp_pull at 16 MiB:
+ * 4 reach 0.95 of a plain socket pull, 8 reach 0.98, 16 no more that counts,
+ * and every request ahead is a wait for the transfers behind it). */
+#define DEPTH 8u
+
 static unsigned depth(const struct kvf_link *link, uint64_t size)
 {
     const struct kvf_tcp *tcp = tcp_of(link->transport);
 
-    return size >= tcp->conf.stream_min ? 4 * tcp->conf.streams : 4;
+    return size >= tcp->conf.stream_min ? DEPTH * tcp->conf.streams : DEPTH;
 }
 
 static const struct kvf_transport_ops tcp_ops = {
