@@ -430,6 +430,35 @@ static void no_descriptors(void **state)
     rig_close(&r);
 }
 
+/* Between transfers nobody polls: three waits are three turns of full length.
+ */
+static void idle_is_quiet(void **state)
+{
+    struct rig r;
+    struct pull p;
+    uint64_t turns, t0, calm = 0;
+
+    (void)state;
+    rig_open(&r, RIG_TCP_STREAMS, 4 * MIB);
+    pull_init(&p, &r, false);
+    pull_start(&p, &r.link);
+    rig_until(&r, &p.calls, 3000);
+    /* Past the spin and the stall timers, which find nothing to do. */
+    for (unsigned i = 0; i < 200 && calm < 400 * KVF_NS_PER_MS; i++) {
+        t0 = kvf_sched_clock(r.sched);
+        kvf_reactor_once(r.reactor, 50 * KVF_NS_PER_MS, NULL);
+        calm += kvf_sched_clock(r.sched) - t0;
+    }
+    turns = r.sched->turns;
+    t0 = kvf_sched_clock(r.sched);
+    for (unsigned i = 0; i < 3; i++)
+        kvf_reactor_once(r.reactor, 30 * KVF_NS_PER_MS, NULL);
+    assert_true(kvf_sched_clock(r.sched) - t0 >= 85 * KVF_NS_PER_MS);
+    assert_true(r.sched->turns - turns <= 6);
+    pull_end(&p);
+    rig_close(&r);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -442,6 +471,7 @@ int main(void)
         cmocka_unit_test(strangers),
         cmocka_unit_test(many_requests_at_once),
         cmocka_unit_test(no_descriptors),
+        cmocka_unit_test(idle_is_quiet),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
