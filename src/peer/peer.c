@@ -177,8 +177,6 @@ static void hang_up(struct kvf_peer *p, unsigned flush_ms)
     drop_queue(p);
 }
 
-static void dial(struct kvf_peer *p);
-
 /* Everything that hangs on the session ends; the users are told. */
 static void go_down(struct kvf_peer *p, enum kvf_peer_state next)
 {
