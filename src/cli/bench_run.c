@@ -12,7 +12,7 @@
 struct run;
 struct slot {
     struct run *run;
-    unsigned key;
+    unsigned key, round;
     uint64_t t0;
     struct kvferry_segment into;
     void *source; /* what it puts */
@@ -25,7 +25,7 @@ struct run {
     struct slot *slots;
     uint64_t started, completed, skip, end_ns, begin_ns, total;
     int64_t cpu0;
-    unsigned next_key, active;
+    unsigned active;
     bool over;
     char prefix[40];
 };
@@ -173,8 +173,10 @@ static void next(struct slot *s)
         return;
     run->started++;
     run->active++;
-    /* Slots never share a key at the same time: keys >= depth. */
-    s->key = run->next_key++ % run->b->keys;
+    /* Every slot has keys of its own (keys >= depth), so that no two use one
+     * key at the same time. */
+    s->key = (unsigned)(s - run->slots) +
+             run->b->depth * (s->round++ % (run->b->keys / run->b->depth));
     s->t0 = bench_now();
     switch (run->b->workload) {
     case BENCH_PUT:

@@ -43,9 +43,9 @@ static struct kvfc_map *find(struct kvferry *h, const struct stat *st,
     return NULL;
 }
 
-static int map_fd(int fd, bool write, const struct kvf_id *incarnation,
-                  const struct stat *st, struct kvfc_map **out,
-                  struct kvf_why *why)
+static int map_fd(struct kvferry *h, int fd, bool write,
+                  const struct kvf_id *incarnation, const struct stat *st,
+                  struct kvfc_map **out, struct kvf_why *why)
 {
     uint64_t size = (uint64_t)st->st_size;
     struct kvfc_map *m;
@@ -72,6 +72,8 @@ static int map_fd(int fd, bool write, const struct kvf_id *incarnation,
     m->dev = st->st_dev;
     m->ino = st->st_ino;
     m->write = write;
+    m->next = h->maps;
+    h->maps = m;
     *out = m;
     return 0;
 }
@@ -95,12 +97,11 @@ int kvfc_map_open(struct kvferry *h, const char *path, bool write,
             kvf_fail(why, KVF_STALE, "%s is not the pool that was named", path);
     } else if ((m = find(h, &st, write)) != NULL) {
         rc = check_header((const void *)m->base, m->size, incarnation, why);
-    } else if ((rc = map_fd(fd, write, incarnation, &st, &m, why)) == 0) {
-        m->next = h->maps;
-        h->maps = m;
+    } else {
+        rc = map_fd(h, fd, write, incarnation, &st, &m, why);
     }
     close(fd);
-    if (rc != 0)
+    if (rc != 0 || m == NULL)
         return rc;
     m->refs++;
     *out = m;
