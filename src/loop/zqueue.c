@@ -13,6 +13,7 @@
 struct kvf_zline {
     UT_hash_handle hh;
     struct kvf_list pending;
+    size_t len;            /* of pending */
     unsigned char id[256]; /* libzmq's bound is 255 */
 };
 
@@ -35,6 +36,13 @@ static struct kvf_zline *find(const struct kvf_zqueue *q, const void *id,
 bool kvf_zqueue_has(const struct kvf_zqueue *q, const void *id, size_t len)
 {
     return find(q, id, len) != NULL;
+}
+
+size_t kvf_zqueue_len(const struct kvf_zqueue *q, const void *id, size_t len)
+{
+    const struct kvf_zline *line = q->len != 0 ? find(q, id, len) : NULL;
+
+    return line != NULL ? line->len : 0;
 }
 
 static void drop_line(struct kvf_zqueue *q, struct kvf_zline *line)
@@ -104,6 +112,7 @@ int kvf_zqueue_push(struct kvf_zqueue *q, const struct kvf_frame *frames,
         return -(int)KVF_NO_SPACE;
     }
     kvf_list_push_back(&line->pending, &p->node);
+    line->len++;
     q->len++;
     return 0;
 }
@@ -146,6 +155,7 @@ size_t kvf_zqueue_flush(struct kvf_zqueue *q,
                 break;
             }
             kvf_list_unlink(n);
+            line->len--;
             free(p);
             q->len--;
             done++;

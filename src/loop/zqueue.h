@@ -30,6 +30,8 @@ void kvf_zqueue_fini(struct kvf_zqueue *q);
 
 /* True when messages for this routing id wait already. */
 bool kvf_zqueue_has(const struct kvf_zqueue *q, const void *id, size_t len);
+/* How many of them. O(1). */
+size_t kvf_zqueue_len(const struct kvf_zqueue *q, const void *id, size_t len);
 /* Copies the message. 0, or -KVF_NO_SPACE when memory is gone. */
 int kvf_zqueue_push(struct kvf_zqueue *q, const struct kvf_frame *frames,
                     unsigned n, uint64_t cookie);

@@ -415,3 +415,9 @@ size_t kvf_zsock_queued(const struct kvf_zsock *s)
 {
     return s->queue.len;
 }
+
+size_t kvf_zsock_queued_to(const struct kvf_zsock *s, const void *rid,
+                           size_t rid_len)
+{
+    return kvf_zqueue_len(&s->queue, rid, rid_len);
+}

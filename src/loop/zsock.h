@@ -84,4 +84,7 @@ int kvf_zsock_send(struct kvf_zsock *s, const struct kvf_frame *frames,
 
 /* Messages queued here, waiting for room. */
 size_t kvf_zsock_queued(const struct kvf_zsock *s);
+/* ROUTER: those of one routing id. */
+size_t kvf_zsock_queued_to(const struct kvf_zsock *s, const void *rid,
+                           size_t rid_len);
 #endif

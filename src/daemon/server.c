@@ -1,0 +1,433 @@
+/* Builds the daemon in one visible order and tears it down in reverse.
+ *
+ * Happy path: kvf_server_create top to bottom, run, destroy. Failure modes: a
+ * part that cannot be built ends the start with its reason; everything built
+ * so far is taken down again (destroy takes a half-built server). */
+#include "daemon/server.h"
+
+#include "daemon/engine.h"
+#include "daemon/procwatch.h"
+#include "daemon/zchannel.h"
+#include "transport/shm.h"
+
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <time.h>
+#include <unistd.h>
+
+#define IDLE_MAPPINGS 64
+#define CONNECT_MS 2000
+#define GUEST_CONNS 4096
+#define LAST_REPLIES_MS 500
+#define GENERATION_EPOCH 1600000000
+
+static bool has_protocol(const struct kvf_conf *c, enum kvf_protocol proto)
+{
+    for (unsigned i = 0; i < c->n_protocol; i++)
+        if (c->protocol[i] == proto)
+            return true;
+    return false;
+}
+
+int kvf_server_supports(const struct kvf_conf *conf, struct kvf_why *why)
+{
+    if (!conf->protocol_auto && has_protocol(conf, KVF_PROTO_RDMA))
+        return kvf_fail(why, KVF_UNSUPPORTED,
+                        "[connector] protocol = rdma: not built yet; use auto, "
+                        "shm or tcp");
+    if (strcmp(conf->memory_pool_device, "cpu") != 0)
+        return kvf_fail(why, KVF_UNSUPPORTED,
+                        "[connector] memory_pool_device = %s: only cpu exists "
+                        "so far (device memory needs its own allocator and "
+                        "registration)",
+                        conf->memory_pool_device);
+    if (conf->zmq_port != KVF_PORT_AUTO &&
+        kvf_conf_port(conf->zmq_port, &conf->self) == 0)
+        return kvf_fail(why, KVF_INVALID,
+                        "[connector] zmq_port = %d: the port of this worker "
+                        "would be above 65535",
+                        conf->zmq_port);
+    return 0;
+}
+
+/* ---- the process ----------------------------------------------------------
+ */
+
+static void raise_fd_limit(void)
+{
+    struct rlimit r;
+
+    if (getrlimit(RLIMIT_NOFILE, &r) == 0 && r.rlim_cur < r.rlim_max) {
+        r.rlim_cur = r.rlim_max;
+        (void)setrlimit(RLIMIT_NOFILE, &r);
+    }
+}
+
+/* The pool is made before capabilities go (mlock may need them), the broker
+ * keeps them, and no thread exists yet: capabilities belong to threads. */
+static int build_process(struct kvf_server *s, struct kvf_why *why)
+{
+    int rc;
+
+    signal(SIGPIPE, SIG_IGN);
+    raise_fd_limit();
+    rc = kvf_place_find(s, why);
+    if (rc == 0 && s->engine_ipc)
+        rc = kvf_lockfile_take(&s->lock, s->engine_endpoint + 6, why);
+    if (rc == 0)
+        rc = kvf_segment_create(&s->segment, s->conf->memory_pool_size,
+                                &s->incarnation, why);
+    if (rc < 0)
+        return rc;
+    s->has_segment = true;
+    rc = kvf_broker_start(&s->broker, &s->broker_pid, why);
+    if (rc == 0)
+        rc = kvf_drop_capabilities(why);
+    if (rc == 0)
+        rc = kvf_proc_start(getpid(), &s->proc_start, why);
+    return rc;
+}
+
+/* ---- loop, memory, store --------------------------------------------------
+ */
+
+static int build_loop(struct kvf_server *s, struct kvf_why *why)
+{
+    uint64_t seed;
+    int rc;
+
+    s->zctx = kvf_zctx_create(why);
+    if (s->zctx == NULL)
+        return -KVF_INTERNAL;
+    s->reactor = kvf_reactor_create(&s->stats, why);
+    if (s->reactor == NULL)
+        return -KVF_INTERNAL;
+    s->sched = kvf_reactor_sched(s->reactor);
+    kvf_sched_stamp(s->sched);
+    s->started_ns = s->sched->now_ns;
+    kvf_random_bytes(&seed, sizeof seed);
+    kvf_rng_seed(&s->rng, seed);
+    kvf_drain_init(s);
+    rc = kvf_resolver_create(s->reactor, &s->resolver, why);
+    return rc < 0 ? rc : kvf_procwatch_create(s->reactor, &s->procs, why);
+}
+
+/* Generations never repeat across starts: 2^20 of them a second would have to
+ * be used up to reach those of a later start. */
+static uint64_t first_generation(void)
+{
+    return (uint64_t)(time(NULL) - GENERATION_EPOCH) << 20;
+}
+
+static int build_memory(struct kvf_server *s, struct kvf_why *why)
+{
+    struct kvf_store_conf sc = {s->conf->max_keys, s->conf->max_tombstones,
+                                s->conf->max_parked, s->conf->max_claims};
+    struct kvf_store_ops ops = {.on_retired = kvf_event_retired};
+
+    s->pool = kvf_pool_create(KVF_SEGMENT_HEADER, s->segment.size, why);
+    if (s->pool == NULL)
+        return -KVF_INTERNAL;
+    s->buffers = kvf_buffers_create(&s->segment, s->pool, 0, why);
+    if (s->buffers == NULL)
+        return -KVF_INTERNAL;
+    s->maps = kvf_map_cache_create(IDLE_MAPPINGS);
+    if (s->maps == NULL)
+        return kvf_fail(why, KVF_INTERNAL, "out of memory");
+    s->store = kvf_store_create(s->sched, &s->stats, &sc, &ops, s,
+                                first_generation(), why);
+    return s->store != NULL ? 0 : -KVF_INTERNAL;
+}
+
+/* ---- transports -----------------------------------------------------------
+ */
+
+/* tcp is built before the peers that answer for its claims. */
+static int serve_resolve(void *arg, void *session, uint64_t claim,
+                         const struct kvf_id *token, bool write,
+                         uint64_t offset, uint64_t length, struct iovec *iov,
+                         unsigned *n_iov, void **pin, struct kvf_why *why)
+{
+    struct kvf_server *s = arg;
+
+    return kvf_guest_serve_ops.resolve(s->peers, session, claim, token, write,
+                                       offset, length, iov, n_iov, pin, why);
+}
+
+static void serve_unpin(void *arg, void *pin)
+{
+    struct kvf_server *s = arg;
+
+    kvf_guest_serve_ops.unpin(s->peers, pin);
+}
+
+static const struct kvf_serve_ops serve_ops = {.resolve = serve_resolve,
+                                               .unpin = serve_unpin};
+
+static int build_tcp(struct kvf_server *s, struct kvf_why *why)
+{
+    struct kvf_tcp_conf tc = {
+        .streams = s->conf->tcp_streams,
+        .stream_min = s->conf->tcp_stream_min,
+        .chunk = s->conf->tcp_chunk,
+        .spin_us = s->conf->tcp_spin_us,
+        .connect_ms = CONNECT_MS,
+        .stall_ms = s->conf->peer_timeout_ms,
+        .max_conns = GUEST_CONNS,
+    };
+    int32_t port = s->conf->rpc_port;
+    int rc =
+        kvf_tcp_create(s->reactor, &tc, &serve_ops, s, &s->stats, &s->tcp, why);
+
+    if (rc < 0)
+        return rc;
+    return kvf_tcp_listen(s->tcp, s->bind_host,
+                          port == KVF_PORT_AUTO ? 0 : (uint16_t)port,
+                          &s->bulk_port, why);
+}
+
+static int build_transports(struct kvf_server *s, struct kvf_why *why)
+{
+    int rc = kvf_shm_create(s->sched, &s->stats, &s->shm, why);
+
+    s->shm_on = has_protocol(s->conf, KVF_PROTO_SHM);
+    if (rc == 0 && has_protocol(s->conf, KVF_PROTO_TCP))
+        rc = build_tcp(s, why);
+    return rc;
+}
+
+/* ---- peers, gets, engines -------------------------------------------------
+ */
+
+static int admit(void *ctx, const uint8_t *secret, void *session,
+                 struct kvf_why *why)
+{
+    return kvf_tcp_admit(ctx, secret, session, why);
+}
+
+static void expel(void *ctx, void *session)
+{
+    kvf_tcp_expel(ctx, session);
+}
+
+static void fill_peers_env(struct kvf_server *s, struct kvf_peers_env *env)
+{
+    *env = (struct kvf_peers_env){
+        .sched = s->sched,
+        .stats = &s->stats,
+        .rng = &s->rng,
+        .conf = s->conf,
+        .incarnation = s->incarnation,
+        .store = s->store,
+        .maps = s->maps,
+        .channel = {&kvf_zchannel_ops, s->channel},
+        .proc = kvf_procwatch_ops,
+        .proc_ctx = s->procs,
+        .shm = s->shm_on ? s->shm : NULL,
+        .tcp = s->tcp,
+        .bulk_port = s->bulk_port,
+        .port = s->peer_port,
+        .admit = s->tcp != NULL ? admit : NULL,
+        .expel = s->tcp != NULL ? expel : NULL,
+        .admit_ctx = s->tcp,
+        .on_peer = kvf_event_peer,
+        .on_peer_arg = s,
+    };
+    snprintf(env->bulk_host, sizeof env->bulk_host, "%s", s->bind_host);
+    snprintf(env->host, sizeof env->host, "%s", s->host);
+    if (s->shm_on) {
+        snprintf(env->pool.path, sizeof env->pool.path, "%s", s->segment.path);
+        env->pool.size = s->segment.size;
+        env->pool.pid = (uint64_t)getpid();
+        env->pool.start = s->proc_start;
+    }
+}
+
+static int build_peers(struct kvf_server *s, struct kvf_why *why)
+{
+    uint16_t port = s->conf->zmq_port == KVF_PORT_AUTO
+                        ? 0
+                        : kvf_conf_port(s->conf->zmq_port, &s->conf->self);
+    struct kvf_peers_env env;
+    int rc = kvf_zchannel_create(s->zctx, s->reactor, s->resolver, s->conf,
+                                 s->bind_host, port, &s->peer_port, &s->channel,
+                                 why);
+
+    if (rc < 0)
+        return rc;
+    fill_peers_env(s, &env);
+    rc = kvf_peers_create(&env, &s->peers, why);
+    if (rc < 0)
+        return rc;
+    kvf_zchannel_set_peers(s->channel, s->peers);
+    for (unsigned i = 0; i < s->conf->n_peers && rc == 0; i++) {
+        const struct kvf_conf_peer *p = &s->conf->peer[i];
+
+        rc = kvf_directory_set(s->peers, &p->worker, p->host, p->port, why);
+    }
+    return rc;
+}
+
+static int build_gets(struct kvf_server *s, struct kvf_why *why)
+{
+    struct kvf_gets_env env = {
+        .sched = s->sched,
+        .stats = &s->stats,
+        .rng = &s->rng,
+        .conf = s->conf,
+        .incarnation = s->incarnation,
+        .store = s->store,
+        .buffers = s->buffers,
+        .segment = &s->segment,
+        .peers = s->peers,
+        .shm = s->shm,
+    };
+
+    return kvf_gets_create(&env, &s->gets, why);
+}
+
+static int build(struct kvf_server *s, struct kvf_why *why)
+{
+    int rc = build_process(s, why);
+
+    if (rc == 0)
+        rc = build_loop(s, why);
+    if (rc == 0)
+        rc = build_memory(s, why);
+    if (rc == 0)
+        rc = build_transports(s, why);
+    if (rc == 0)
+        rc = build_peers(s, why);
+    if (rc == 0)
+        rc = build_gets(s, why);
+    if (rc == 0)
+        rc = kvf_place_bind_engine(s, why);
+    if (rc == 0)
+        rc = kvf_signals_init(s, why);
+    if (rc == 0) {
+        kvf_place_warn(s);
+        rc = kvf_place_announce(s, why);
+    }
+    return rc;
+}
+
+struct kvf_server *kvf_server_create(struct kvf_conf *conf,
+                                     const char *conf_path,
+                                     const char *ready_path,
+                                     struct kvf_why *why)
+{
+    struct kvf_server *s = calloc(1, sizeof *s);
+
+    if (s == NULL) {
+        free(conf);
+        (void)kvf_fail(why, KVF_INTERNAL, "out of memory");
+        return NULL;
+    }
+    s->conf = conf;
+    s->conf_path = conf_path;
+    s->ready_path = ready_path;
+    s->lock.fd = s->broker = -1;
+    kvf_random_bytes(s->incarnation.b, KVF_ID_LEN);
+    kvf_mpw_init(&s->reply.w);
+    kvf_mpw_init(&s->scratch);
+    kvf_list_init(&s->clients_idle);
+    kvf_list_init(&s->clients_joined);
+    kvf_list_init(&s->event_clients);
+    kvf_list_init(&s->ending);
+    kvf_list_init(&s->nobody_buffers);
+    kvf_list_init(&s->nobody_views);
+    if (build(s, why) < 0) {
+        kvf_server_destroy(s);
+        return NULL;
+    }
+    return s;
+}
+
+int kvf_server_run(struct kvf_server *s)
+{
+    struct kvf_why why;
+
+    kvf_log(KVF_LOG_INFO, "ENGINE",
+            "kvferryd %s ready worker=" KVF_WORKER_FMT " engine=%s",
+            KVF_VERSION, KVF_WORKER_ARG(&s->conf->self), s->engine_endpoint);
+    if (kvf_reactor_run(s->reactor, &why) < 0) {
+        kvf_log(KVF_LOG_ERROR, "LOOP", "ended: %s", why.text);
+        s->exit_code = 1;
+    }
+    return s->exit_code;
+}
+
+/* ---- teardown, in reverse -------------------------------------------------
+ */
+
+/* Every request is answered before its parts go. */
+static void settle(struct kvf_server *s)
+{
+    uint64_t end;
+
+    kvf_sessions_end_all(s, "the daemon is shutting down");
+    kvf_clients_drop_all(s);
+    kvf_gets_cancel_all(s->gets, KVF_SHUTTING_DOWN,
+                        "the daemon is shutting down");
+    end = kvf_sched_clock(s->sched) + LAST_REPLIES_MS * KVF_NS_PER_MS;
+    while ((kvf_gets_running(s->gets) > 0 || s->n_pending > 0) &&
+           kvf_sched_clock(s->sched) < end)
+        if (kvf_reactor_once(s->reactor, 10 * KVF_NS_PER_MS, NULL) < 0)
+            break;
+}
+
+static void destroy_loop(struct kvf_server *s)
+{
+    kvf_procwatch_destroy(s->procs);
+    if (s->resolver != NULL)
+        kvf_resolver_destroy(s->resolver);
+    kvf_reactor_destroy(s->reactor);
+    if (s->zctx != NULL)
+        kvf_zctx_destroy(s->zctx);
+}
+
+static void destroy_memory(struct kvf_server *s)
+{
+    if (s->store != NULL)
+        kvf_store_destroy(s->store);
+    if (s->buffers != NULL)
+        kvf_buffers_destroy(s->buffers);
+    if (s->maps != NULL)
+        kvf_map_cache_destroy(s->maps);
+    if (s->pool != NULL)
+        kvf_pool_destroy(s->pool);
+}
+
+void kvf_server_destroy(struct kvf_server *s)
+{
+    if (s == NULL)
+        return;
+    if (s->gets != NULL && s->engine != NULL)
+        settle(s);
+    if (s->ready_path != NULL && s->engine != NULL)
+        unlink(s->ready_path);
+    kvf_zsock_close(s->engine, LAST_REPLIES_MS);
+    if (s->gets != NULL)
+        kvf_gets_destroy(s->gets);
+    if (s->tcp != NULL)
+        kvf_tcp_unlisten(s->tcp);
+    if (s->channel != NULL)
+        kvf_zchannel_set_peers(s->channel, NULL);
+    kvf_peers_destroy(s->peers);
+    kvf_zchannel_destroy(s->channel);
+    kvf_transport_destroy(s->tcp);
+    kvf_transport_destroy(s->shm);
+    destroy_memory(s);
+    destroy_loop(s);
+    if (s->broker >= 0)
+        close(s->broker);
+    if (s->has_segment)
+        kvf_segment_destroy(&s->segment);
+    kvf_lockfile_drop(&s->lock);
+    kvf_mpw_fini(&s->scratch);
+    kvf_mpw_fini(&s->reply.w);
+    free(s->conf);
+    free(s);
+}

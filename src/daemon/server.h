@@ -1,0 +1,150 @@
+/* The daemon as one object: every part, built in one visible order (server.c)
+ * and torn down in reverse. One thread owns all of it. */
+#ifndef KVF_DAEMON_SERVER_H
+#define KVF_DAEMON_SERVER_H
+
+#include "conf/conf.h"
+#include "daemon/lockfile.h"
+#include "daemon/reply.h"
+#include "loop/resolver.h"
+#include "loop/zsock.h"
+#include "memory/proc.h"
+#include "peer/peers.h"
+#include "request/gets.h"
+#include "transport/tcp/tcp.h"
+
+struct kvf_client;
+struct kvf_session;
+struct kvf_procwatch;
+struct kvf_zchannel;
+
+/* Clients remembered at once; idle ones without a session go first. */
+#define KVF_MAX_CLIENTS 65536u
+
+struct kvf_drain_left { /* what is still under way */
+    uint64_t claims, gets, keys;
+};
+
+struct kvf_drain {
+    bool active, cutting;
+    uint64_t since_ns, deadline_ns;
+    struct kvf_drain_left cut_left; /* when the deadline came */
+    struct kvf_timer timer;
+};
+
+struct kvf_server {
+    /* what it was told */
+    struct kvf_conf *conf;
+    const char *conf_path, *ready_path;
+
+    /* who it is */
+    struct kvf_id incarnation;
+    uint64_t started_ns;
+    uint64_t proc_start; /* of this process, in ticks */
+    char engine_endpoint[KVF_CONF_TEXT];
+    bool engine_ipc;
+    char host[KVF_CONF_TEXT]; /* advertised */
+    char bind_host[64];       /* numeric */
+    uint16_t peer_port, bulk_port;
+
+    /* the parts, in the order of building */
+    struct kvf_lockfile lock;
+    struct kvf_segment segment;
+    bool has_segment;
+    int broker; /* socket of the fd broker, -1 = none */
+    pid_t broker_pid;
+    struct kvf_zctx *zctx;
+    struct kvf_stats stats;
+    struct kvf_reactor *reactor;
+    struct kvf_sched *sched;
+    struct kvf_rng rng;
+    struct kvf_pool *pool;
+    struct kvf_buffers *buffers;
+    struct kvf_map_cache *maps;
+    struct kvf_store *store;
+    struct kvf_resolver *resolver;
+    struct kvf_procwatch *procs;
+    struct kvf_transport *shm, *tcp; /* tcp: NULL when not configured */
+    bool shm_on;                     /* shm with peers */
+    struct kvf_zchannel *channel;
+    struct kvf_peers *peers;
+    struct kvf_gets *gets;
+    struct kvf_zsock *engine;
+
+    /* engines */
+    struct kvf_client *clients_by_rid, *clients_by_serial;
+    unsigned n_clients;
+    struct kvf_list clients_idle;   /* without a session, oldest first */
+    struct kvf_list clients_joined; /* with one, oldest first */
+    struct kvf_list event_clients;
+    struct kvf_session *sessions_by_id, *sessions_by_serial;
+    unsigned n_sessions;
+    uint64_t next_serial;
+    struct kvf_list ending; /* sessions that wait for their requests */
+    unsigned n_pending;     /* requests not answered yet */
+    bool pool_low;          /* event sent; again only above 15 % */
+
+    struct kvf_reply reply;
+    struct kvf_mpw scratch;
+    struct kvf_seg segs[KVF_MAX_SEGMENTS]; /* of the request at hand */
+    struct kvf_list nobody_buffers, nobody_views;
+    struct kvf_log_limit limit_malformed, limit_flood, limit_put;
+
+    struct kvf_drain drain;
+    int exit_code;
+};
+
+/* Builds everything and says that it is ready. `conf` is taken over (also
+ * freed on failure). Blocks while the pool is prepared. NULL with why: cannot
+ * start. */
+struct kvf_server *kvf_server_create(struct kvf_conf *conf,
+                                     const char *conf_path,
+                                     const char *ready_path,
+                                     struct kvf_why *why);
+/* Runs the loop until drained; returns the exit code. */
+int kvf_server_run(struct kvf_server *s);
+void kvf_server_destroy(struct kvf_server *s); /* NULL is fine */
+
+/* What a configuration asks for and this build cannot do: -KVF_UNSUPPORTED
+ * with the reason, else 0. */
+int kvf_server_supports(const struct kvf_conf *conf, struct kvf_why *why);
+
+/* ---- drain.c: going away in order ---------------------------------------- */
+
+void kvf_drain_init(struct kvf_server *s);
+/* Stops puts and gets of engines, lets readers finish for at most timeout_ms,
+ * then ends the loop. A second call can only shorten it. */
+void kvf_drain_begin(struct kvf_server *s, uint64_t timeout_ms,
+                     const char *cause);
+
+/* ---- signals.c ------------------------------------------------------------
+ */
+
+int kvf_signals_init(struct kvf_server *s, struct kvf_why *why);
+
+/* ---- place.c: where the daemon listens ------------------------------------
+ */
+
+/* Fills engine_endpoint, engine_ipc, host, bind_host. May ask the DNS once. */
+int kvf_place_find(struct kvf_server *s, struct kvf_why *why);
+/* Binds the engines' ROUTER (socket mode 0600 on ipc). */
+int kvf_place_bind_engine(struct kvf_server *s, struct kvf_why *why);
+/* Warns when a bound address can be reached from other hosts. */
+void kvf_place_warn(const struct kvf_server *s);
+/* The ready line, to stdout and to the ready file. */
+int kvf_place_announce(const struct kvf_server *s, struct kvf_why *why);
+/* "host:port", "[v6]:port". Returns out. */
+const char *kvf_place_host_port(char *out, size_t cap, const char *host,
+                                uint16_t port);
+
+/* ---- stats.c --------------------------------------------------------------
+ */
+
+/* Writes the maps of the `stats` reply into s->reply. */
+void kvf_stats_write(struct kvf_server *s);
+/* Docs/METRICS.md. */
+void kvf_stats_write_markdown(FILE *out);
+/* Logs clients, sessions, keys, gets, peers, gauges (SIGUSR1). */
+void kvf_stats_dump(struct kvf_server *s);
+unsigned kvf_count_fds(void);
+#endif

@@ -1,0 +1,372 @@
+/* The `stats` reply, its documentation, and the dump of SIGUSR1: all from the
+ * same lists. */
+#include "daemon/engine.h"
+
+#include "daemon/procwatch.h"
+
+#include <dirent.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+/* X(name, expression, text); `k`, `p`, `g`, `x` are the gauges of below */
+#define POOL_GAUGES(X)                                                         \
+    X(size, k.size, "bytes of the pool, header page included")                 \
+    X(free, k.free, "bytes that can be allocated")                             \
+    X(largest_free, k.largest_free, "longest piece of them")                   \
+    X(filling, k.filling, "allocated, an engine writes")                       \
+    X(published, k.published, "published, no reader now")                      \
+    X(claimed, k.claimed, "published, being read")                             \
+    X(draining, k.draining, "waiting until nothing touches them")              \
+    X(receiving, k.receiving, "being received into")                           \
+    X(held, k.held, "received, an engine reads")                               \
+    X(buffers, k.buffers, "number of buffers")                                 \
+    X(regions, kvf_region_count(s->buffers), "number of registered regions")
+#define KEY_GAUGES(X)                                                          \
+    X(keys, p.keys, "keys known, tombstones included")                         \
+    X(live, p.live, "live generations")                                        \
+    X(draining, p.draining, "retired generations that claims still read")      \
+    X(tombstones, p.tombstones, "keys remembered as ended")                    \
+    X(parked, p.parked, "lookups that wait here for their key")                \
+    X(claims, p.claims, "live claims")                                         \
+    X(bytes, p.bytes, "payload bytes of all generations")
+#define GET_GAUGES(X)                                                          \
+    X(running, g.running, "gets without an answer")                            \
+    X(waiting, g.waiting, "of these, waiting for peer or key")                 \
+    X(pulling, g.pulling, "moving bytes")                                      \
+    X(draining, g.draining, "cancelled, not quiet yet")                        \
+    X(queued, g.queued, "waiting for room: window, in-flight limit, pool")     \
+    X(views, g.views, "views that engines hold")                               \
+    X(pull_bytes, g.pull_bytes, "claimed, unfinished bytes")
+#define PEER_GAUGES(X)                                                         \
+    X(peers, x.peers, "owners that are dialled")                               \
+    X(peers_up, x.peers_up, "of these, up")                                    \
+    X(guests, x.guests, "getters that dialled us")                             \
+    X(guests_up, x.guests_up, "of these, up")                                  \
+    X(asks, x.asks, "our lookups without an answer")                           \
+    X(grants, x.grants, "claims that we hold at others")                       \
+    X(unacked, x.unacked, "DONE and ABORT not acknowledged")                   \
+    X(guest_asks, x.guest_asks, "gets of others parked here")                  \
+    X(guest_claims, x.guest_claims, "claims of others on our keys")
+#define HISTOGRAMS(X)                                                          \
+    X(lookup_us, "until the owner granted the claim")                          \
+    X(wait_us, "waiting for the key")                                          \
+    X(transfer_us, "moving the bytes")                                         \
+    X(total_us, "from acceptance to reply")                                    \
+    X(loop_lag_us, "from the end of one wait of the loop to the next")
+#define ENGINE_GAUGES(X)                                                       \
+    X(clients, s->n_clients, "sockets of engines known")                       \
+    X(sessions, s->n_sessions, "open sessions")                                \
+    X(pending, s->n_pending, "requests without an answer")                     \
+    X(replies_waiting, kvf_zsock_queued(s->engine),                            \
+      "replies that wait for room in the socket")                              \
+    X(watched, kvf_procwatch_count(s->procs), "processes watched")
+
+unsigned kvf_count_fds(void)
+{
+    DIR *d = opendir("/proc/self/fd");
+    unsigned n = 0;
+
+    if (d == NULL)
+        return 0;
+    while (readdir(d) != NULL)
+        n++;
+    closedir(d);
+    return n > 3 ? n - 3 : 0; /* ".", "..", and the one of this listing */
+}
+
+static uint64_t resident_bytes(void)
+{
+    unsigned long long size, resident = 0;
+    FILE *f = fopen("/proc/self/statm", "re");
+
+    if (f == NULL)
+        return 0;
+    if (fscanf(f, "%llu %llu", &size, &resident) != 2)
+        resident = 0;
+    fclose(f);
+    return resident * (uint64_t)sysconf(_SC_PAGESIZE);
+}
+
+static uint64_t cpu_ms(void)
+{
+    struct rusage u;
+
+    if (getrusage(RUSAGE_SELF, &u) != 0)
+        return 0;
+    return (uint64_t)(u.ru_utime.tv_sec + u.ru_stime.tv_sec) * 1000 +
+           (uint64_t)(u.ru_utime.tv_usec + u.ru_stime.tv_usec) / 1000;
+}
+
+#define COUNT_ONE(...) +1
+#define WRITE_GAUGE(name, value, text) kvf_mpw_kv_u64(w, #name, value);
+
+static void write_counters(struct kvf_server *s)
+{
+    struct kvf_mpw *w = kvf_reply_key(s, "counters");
+
+    kvf_mpw_map(w, 0 KVF_COUNTERS(COUNT_ONE));
+#define WRITE_COUNTER(name, text) kvf_mpw_kv_u64(w, #name, s->stats.name);
+    KVF_COUNTERS(WRITE_COUNTER)
+#undef WRITE_COUNTER
+    w = kvf_reply_key(s, "status_counts");
+    kvf_mpw_map(w, KVF_STATUS_COUNT);
+    for (unsigned i = 0; i < KVF_STATUS_COUNT; i++)
+        kvf_mpw_kv_u64(w, kvf_status_name((enum kvf_status)i),
+                       s->stats.status[i]);
+}
+
+static void write_gauges(struct kvf_server *s)
+{
+    struct kvf_buffer_gauges k;
+    struct kvf_store_gauges p;
+    struct kvf_gets_gauges g;
+    struct kvf_mpw *w = kvf_reply_key(s, "pool");
+
+    kvf_buffers_gauges(s->buffers, &k);
+    /* The allocator does not know the header page; rule 13 counts it. */
+    k.size = s->segment.size;
+    kvf_store_gauges(s->store, &p);
+    kvf_gets_gauges(s->gets, &g);
+    kvf_mpw_map(w, 0 POOL_GAUGES(COUNT_ONE));
+    POOL_GAUGES(WRITE_GAUGE)
+    kvf_reply_key(s, "keys");
+    kvf_mpw_map(w, 0 KEY_GAUGES(COUNT_ONE));
+    KEY_GAUGES(WRITE_GAUGE)
+    kvf_reply_key(s, "gets");
+    kvf_mpw_map(w, 0 GET_GAUGES(COUNT_ONE));
+    GET_GAUGES(WRITE_GAUGE)
+    kvf_reply_key(s, "engines");
+    kvf_mpw_map(w, 0 ENGINE_GAUGES(COUNT_ONE));
+    ENGINE_GAUGES(WRITE_GAUGE)
+}
+
+struct peer_list {
+    struct kvf_mpw *w; /* NULL while counting */
+    unsigned n;
+};
+
+static void write_peer(void *arg, const struct kvf_peer_info *info)
+{
+    struct peer_list *l = arg;
+
+    l->n++;
+    if (l->w == NULL)
+        return;
+    kvf_mpw_map(l->w, 10);
+    kvf_mpw_kv_str(l->w, "name", info->name != NULL ? info->name : "");
+    kvf_mpw_kv_bool(l->w, "guest", info->guest);
+    kvf_mpw_kv_str(l->w, "host", info->host != NULL ? info->host : "");
+    kvf_mpw_kv_u64(l->w, "port", info->port);
+    kvf_mpw_kv_str(l->w, "state", info->state != NULL ? info->state : "");
+    kvf_mpw_kv_str(l->w, "transport",
+                   info->transport != NULL ? info->transport : "");
+    kvf_mpw_kv_str(l->w, "why", info->why != NULL ? info->why : "");
+    kvf_mpw_kv_u64(l->w, "asks", info->asks);
+    kvf_mpw_kv_u64(l->w, "claims", info->claims);
+    kvf_mpw_kv_u64(l->w, "silent_ms", info->silent_ms);
+}
+
+static void write_peers(struct kvf_server *s)
+{
+    struct kvf_peers_gauges x;
+    struct peer_list l = {.n = 0};
+    struct kvf_mpw *w = kvf_reply_key(s, "peers");
+
+    kvf_peers_gauges(s->peers, &x);
+    kvf_peers_list(s->peers, write_peer, &l);
+    kvf_mpw_map(w, 1 PEER_GAUGES(COUNT_ONE));
+    PEER_GAUGES(WRITE_GAUGE)
+    kvf_mpw_str(w, "list");
+    kvf_mpw_array(w, l.n);
+    l.w = w;
+    kvf_peers_list(s->peers, write_peer, &l);
+}
+
+static void write_transports(struct kvf_server *s)
+{
+    struct kvf_mpw *w = kvf_reply_key(s, "transports");
+    struct kvf_tcp_gauges t = {0, 0, 0};
+
+    if (s->tcp != NULL)
+        kvf_tcp_gauges(s->tcp, &t);
+    kvf_mpw_map(w, 2);
+    kvf_mpw_str(w, "shm");
+    kvf_mpw_map(w, 2);
+    kvf_mpw_kv_bool(w, "on", s->shm_on);
+    kvf_mpw_kv_u64(w, "mappings", kvf_map_count(s->maps));
+    kvf_mpw_str(w, "tcp");
+    kvf_mpw_map(w, 4);
+    kvf_mpw_kv_bool(w, "on", s->tcp != NULL);
+    kvf_mpw_kv_u64(w, "out_conns", t.out_conns);
+    kvf_mpw_kv_u64(w, "in_conns", t.in_conns);
+    kvf_mpw_kv_u64(w, "sends_under_way", t.sends_under_way);
+}
+
+static void write_histogram(struct kvf_mpw *w, const char *name,
+                            const struct kvf_hist *h)
+{
+    kvf_mpw_str(w, name);
+    kvf_mpw_map(w, 5);
+    kvf_mpw_kv_u64(w, "count", h->count);
+    kvf_mpw_kv_u64(w, "p50", kvf_hist_quantile(h, 0.5));
+    kvf_mpw_kv_u64(w, "p90", kvf_hist_quantile(h, 0.9));
+    kvf_mpw_kv_u64(w, "p99", kvf_hist_quantile(h, 0.99));
+    kvf_mpw_kv_u64(w, "max", h->max);
+}
+
+static void write_process(struct kvf_server *s)
+{
+    struct kvf_mpw *w = kvf_reply_key(s, "histograms");
+    char hex[2 * KVF_ID_LEN + 1];
+
+    kvf_mpw_map(w, 0 HISTOGRAMS(COUNT_ONE));
+#define WRITE_HISTOGRAM(name, text) write_histogram(w, #name, &s->stats.name);
+    HISTOGRAMS(WRITE_HISTOGRAM)
+#undef WRITE_HISTOGRAM
+    kvf_reply_key(s, "loop");
+    kvf_mpw_map(w, 4);
+    kvf_mpw_kv_u64(w, "turns", s->sched->turns);
+    kvf_mpw_kv_u64(w, "timers", s->sched->timers_run);
+    kvf_mpw_kv_u64(w, "tasks", s->sched->tasks_run);
+    kvf_mpw_kv_u64(w, "slices", s->sched->slices_run);
+    kvf_reply_key(s, "process");
+    kvf_mpw_map(w, 6);
+    kvf_mpw_kv_u64(w, "pid", (uint64_t)getpid());
+    kvf_mpw_kv_u64(w, "uptime_ms",
+                   (s->sched->now_ns - s->started_ns) / KVF_NS_PER_MS);
+    kvf_mpw_kv_u64(w, "rss", resident_bytes());
+    kvf_mpw_kv_u64(w, "fds", kvf_count_fds());
+    kvf_mpw_kv_u64(w, "cpu_ms", cpu_ms());
+    kvf_mpw_kv_u64(w, "log_lost", kvf_log_lost());
+    for (unsigned i = 0; i < KVF_ID_LEN; i++)
+        snprintf(hex + 2 * (size_t)i, 3, "%02x", s->incarnation.b[i]);
+    kvf_reply_str(s, "version", KVF_VERSION);
+    kvf_reply_str(s, "incarnation", hex);
+}
+
+void kvf_stats_write(struct kvf_server *s)
+{
+    write_counters(s);
+    write_gauges(s);
+    write_peers(s);
+    write_transports(s);
+    write_process(s);
+}
+
+/* ---- documentation --------------------------------------------------------
+ */
+
+static void table(FILE *out, const char *map, const char *what)
+{
+    fprintf(out, "\n## %s\n\n%s\n\n| name | what |\n|---|---|\n", map, what);
+}
+
+void kvf_stats_write_markdown(FILE *out)
+{
+#define ROW3(name, value, text) fprintf(out, "| `%s` | %s |\n", #name, text);
+#define ROW2(name, text) fprintf(out, "| `%s` | %s |\n", #name, text);
+#define ROW_STATUS(name, number, text)                                         \
+    fprintf(out, "| `%s` | %s |\n", #name, text);
+    fprintf(out,
+            "# Metrics\n\nThe maps of the `stats` reply. This page is written "
+            "by `kvferryd --metrics`.\nBytes and counts are integers; "
+            "counters start at 0 with the daemon.\n");
+    table(out, "counters", "Only ever grow.");
+    KVF_COUNTERS(ROW2)
+    table(out, "status_counts", "Replies by status.");
+    KVF_STATUS_LIST(ROW_STATUS)
+    table(out, "pool",
+          "Bytes by what they are used for; with nothing alive, "
+          "`free` is `size` less the header page of 4096.");
+    POOL_GAUGES(ROW3)
+    table(out, "keys", "What this daemon owns.");
+    KEY_GAUGES(ROW3)
+    table(out, "gets", "What its engines fetch.");
+    GET_GAUGES(ROW3)
+    table(out, "engines", "The engine socket.");
+    ENGINE_GAUGES(ROW3)
+    table(out, "peers",
+          "Other daemons; `list` has one map each: name, guest, host, port, "
+          "state, transport, why, asks, claims, silent_ms.");
+    PEER_GAUGES(ROW3)
+    table(out, "transports",
+          "`shm`: on, mappings. `tcp`: on, out_conns, "
+          "in_conns, sends_under_way.");
+    fprintf(out, "| `on` | configured |\n");
+    table(out, "histograms",
+          "Each a map of count, p50, p90, p99, max, in microseconds.");
+    HISTOGRAMS(ROW2)
+    table(out, "loop, process", "The daemon itself.");
+    fprintf(out,
+            "| `loop.turns` `.timers` `.tasks` `.slices` | what the loop ran "
+            "|\n| `process.pid` | process id |\n| `process.uptime_ms` | since "
+            "the start |\n| `process.rss` | resident bytes, the pool included "
+            "|\n| `process.fds` | open descriptors |\n| `process.cpu_ms` | "
+            "CPU time, user and system |\n| `process.log_lost` | log lines "
+            "that the sink did not take |\n\n`version` and `incarnation` (32 "
+            "hex digits) stand beside the maps.\n");
+}
+
+/* ---- SIGUSR1 --------------------------------------------------------------
+ */
+
+static void dump_peer(void *arg, const struct kvf_peer_info *p)
+{
+    (void)arg;
+    kvf_log(KVF_LOG_INFO, "DUMP",
+            "peer=%s guest=%d addr=%s:%u state=%s transport=%s asks=%" PRIu64
+            " claims=%" PRIu64 " silent_ms=%" PRIu64 " why=%s",
+            p->name, p->guest, p->host, p->port, p->state,
+            p->transport != NULL ? p->transport : "-", p->asks, p->claims,
+            p->silent_ms, p->why != NULL ? p->why : "");
+}
+
+static void dump_gauges(struct kvf_server *s)
+{
+    struct kvf_buffer_gauges k;
+    struct kvf_store_gauges p;
+    struct kvf_gets_gauges g;
+
+    kvf_buffers_gauges(s->buffers, &k);
+    kvf_store_gauges(s->store, &p);
+    kvf_gets_gauges(s->gets, &g);
+    kvf_log(KVF_LOG_INFO, "DUMP",
+            "pool free=%" PRIu64 " filling=%" PRIu64 " published=%" PRIu64
+            " claimed=%" PRIu64 " draining=%" PRIu64 " receiving=%" PRIu64
+            " held=%" PRIu64,
+            k.free, k.filling, k.published, k.claimed, k.draining, k.receiving,
+            k.held);
+    kvf_log(KVF_LOG_INFO, "DUMP",
+            "keys=%" PRIu64 " live=%" PRIu64 " tombstones=%" PRIu64
+            " parked=%" PRIu64 " claims=%" PRIu64
+            " gets=%u waiting=%u pulling=%u views=%u",
+            p.keys, p.live, p.tombstones, p.parked, p.claims, g.running,
+            g.waiting, g.pulling, g.views);
+}
+
+void kvf_stats_dump(struct kvf_server *s)
+{
+    struct kvf_session *ss, *next_session;
+    struct kvf_client *c, *next_client;
+
+    kvf_log(KVF_LOG_INFO, "DUMP",
+            "clients=%u sessions=%u pending=%u replies_waiting=%zu fds=%u",
+            s->n_clients, s->n_sessions, s->n_pending,
+            kvf_zsock_queued(s->engine), kvf_count_fds());
+    HASH_ITER (hh, s->sessions_by_id, ss, next_session) {
+        kvf_log(KVF_LOG_INFO, "DUMP",
+                "session=%" PRIu64 " pid=%ld memory=%d pending=%u client=%s",
+                ss->serial, (long)ss->pid, ss->can_map, ss->n_pending,
+                ss->client_name);
+    }
+    HASH_ITER (hh, s->clients_by_rid, c, next_client) {
+        if (c->outstanding > 0)
+            kvf_log(KVF_LOG_INFO, "DUMP",
+                    "client=%" PRIu64 " pid=%ld outstanding=%u", c->serial,
+                    (long)c->pid, c->outstanding);
+    }
+    kvf_peers_list(s->peers, dump_peer, NULL);
+    dump_gauges(s);
+}
