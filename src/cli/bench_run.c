@@ -13,7 +13,7 @@ struct run;
 struct slot {
     struct run *run;
     unsigned key, round;
-    uint64_t t0;
+    uint64_t t0, t1; /* of the request that is counted */
     struct kvferry_segment into;
     void *source; /* what it puts */
     bool put_done, get_done;
@@ -58,7 +58,7 @@ static void finished(struct slot *s, bool ok)
         run->begin_ns = now;
         run->cpu0 = bench_cpu(run->b->pids);
     } else if (ok && run->completed > run->skip) {
-        run->r->latency_ns[run->r->n++] = now - s->t0;
+        run->r->latency_ns[run->r->n++] = s->t1 - s->t0;
     }
     run->r->ns = now - run->begin_ns;
     if (now > run->end_ns)
@@ -78,11 +78,14 @@ static void get_done(struct kvferry *h, void *user,
 
     (void)h;
     s->get_done = true;
+    s->t1 = bench_now();
     if (!ok) {
         fail(s->run, "get", r->status, r->message);
     } else {
-        if (b->view_read)
+        if (b->view_read) {
             s->run->r->sum += bench_read(p);
+            s->t1 = bench_now(); /* reading counts, checking does not */
+        }
         if (b->verify && !bench_check(p, b->size, s->key)) {
             fail(s->run, "verify", -KVF_CORRUPT, "wrong bytes");
             ok = false;
@@ -121,6 +124,8 @@ static void put_done(struct kvferry *h, void *user,
 
     (void)h;
     s->put_done = true;
+    if (w == BENCH_PUT)
+        s->t1 = bench_now();
     if (r->status != 0)
         fail(s->run, "put", r->status, r->message);
     if (w == BENCH_PUTGET && r->status == 0)
@@ -159,10 +164,12 @@ static void ping_done(struct kvferry *h, void *user,
     (void)h;
     if (r->status != 0)
         fail(s->run, "ping", r->status, r->message);
-    if (s->run->b->workload == BENCH_PARKED)
+    if (s->run->b->workload == BENCH_PARKED) {
         start_put(s); /* the daemon has taken the get by now */
-    else
+    } else {
+        s->t1 = bench_now();
         finished(s, r->status == 0);
+    }
 }
 
 static void next(struct slot *s)
@@ -177,6 +184,9 @@ static void next(struct slot *s)
      * key at the same time. */
     s->key = (unsigned)(s - run->slots) +
              run->b->depth * (s->round++ % (run->b->keys / run->b->depth));
+    /* A get of a key that was read before would meet its tombstone. */
+    if (run->b->workload == BENCH_PARKED)
+        s->key = (unsigned)(s - run->slots) + run->b->depth * s->round;
     s->t0 = bench_now();
     switch (run->b->workload) {
     case BENCH_PUT:
