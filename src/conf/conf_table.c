@@ -17,14 +17,14 @@ const struct kvf_key kvf_keys[] = {
     {"worker", "stage", KVF_KEY_U32, KVF_IN_CONF, C(self.stage), "0", 0, KVF_STAGE_MAX, false, "pipeline stage of this worker"},
     {"worker", "rank", KVF_KEY_U32, KVF_IN_CONF, C(self.rank), "0", 0, KVF_RANK_MAX, false, "rank of this worker in its stage"},
     {"worker", "replica", KVF_KEY_U32, KVF_IN_CONF, C(self.replica), "0", 0, KVF_REPLICA_MAX, false, "replica, when a stage runs several times"},
-    {"worker", "engine_endpoint", KVF_KEY_TEXT, KVF_IN_CONF, C(engine_endpoint), "auto", 0, 0, false, "where engines connect: auto, ipc://PATH or tcp://ADDRESS:PORT"},
-    {"connector", "host", KVF_KEY_TEXT, KVF_IN_CONF, C(host), "auto", 0, 0, false, "advertised address or name; auto = the one that routes out, else loopback"},
+    {"worker", "engine_endpoint", KVF_KEY_ENDPOINT, KVF_IN_CONF, C(engine_endpoint), "auto", 0, 0, false, "where engines connect: auto, ipc://PATH or tcp://ADDRESS:PORT"},
+    {"connector", "host", KVF_KEY_HOST, KVF_IN_CONF, C(host), "auto", 0, 0, false, "advertised address or name; auto = the one that routes out, else loopback"},
     {"connector", "zmq_port", KVF_KEY_PORT, KVF_IN_CONF, C(zmq_port), "50051", 1, 65535, false, "base of the port rule for metadata, or auto"},
     {"connector", "rpc_port", KVF_KEY_PORT, KVF_IN_CONF, C(rpc_port), "auto", 1, 65535, false, "port for bulk tcp, or auto"},
     {"connector", "protocol", KVF_KEY_PROTOCOL, KVF_IN_CONF, C(protocol), "auto", 0, 0, false, "auto, or shm, tcp, rdma in order of preference, separated by commas"},
     {"connector", "device_name", KVF_KEY_TEXT, KVF_IN_CONF, C(device_name), "auto", 0, 0, false, "verbs device, such as mlx5_0 or mlx5_0:1"},
     {"connector", "memory_pool_size", KVF_KEY_SIZE, KVF_IN_CONF, C(memory_pool_size), "1GiB", MIB, 1ull << 44, false, "bytes of the shared pool, its header included"},
-    {"connector", "memory_pool_device", KVF_KEY_TEXT, KVF_IN_CONF, C(memory_pool_device), "cpu", 0, 0, false, "where the pool lies; only cpu exists"},
+    {"connector", "memory_pool_device", KVF_KEY_DEVICE, KVF_IN_CONF, C(memory_pool_device), "cpu", 0, 0, false, "where the pool lies; only cpu exists"},
     {"connector", "get_sub_timeout_ms", KVF_KEY_DURATION, KVF_IN_CONF, C(get_sub_timeout_ms), "30000", 0, DAY_MS, true, "how long a get waits; 0 = no timeout"},
     {"connector", "put_ttl_ms", KVF_KEY_DURATION, KVF_IN_CONF, C(put_ttl_ms), "3600000", 1, 30 * DAY_MS, true, "time to live of what is put"},
     {"connector", "peer_timeout_ms", KVF_KEY_DURATION, KVF_IN_CONF, C(peer_timeout_ms), "2000", 100, 600000, true, "silence after which a peer is down"},
@@ -55,3 +55,5 @@ const struct kvf_key kvf_keys[] = {
 };
 /* clang-format on */
 const unsigned kvf_n_keys = sizeof kvf_keys / sizeof *kvf_keys;
+/* conf.c keeps one bit a key. */
+_Static_assert(sizeof kvf_keys / sizeof *kvf_keys <= 64, "too many keys");

@@ -84,7 +84,7 @@ static const char *const protocols[] = {"shm", "tcp", "rdma"};
 static int parse_protocol(struct kvf_conf *c, const char *text,
                           struct kvf_why *why)
 {
-    enum kvf_protocol list[3];
+    enum kvf_protocol list[3] = {0};
     unsigned n = 0, seen = 0;
 
     if (strcmp(text, "auto") == 0) {
@@ -151,6 +151,37 @@ static int parse_number(const struct kvf_key *k, const char *text,
                                     : "");
 }
 
+static bool is_text(const struct kvf_key *k)
+{
+    return k->type == KVF_KEY_NAME || k->type == KVF_KEY_TEXT ||
+           k->type == KVF_KEY_HOST || k->type == KVF_KEY_ENDPOINT ||
+           k->type == KVF_KEY_DEVICE;
+}
+
+static int parse_text(const struct kvf_key *k, char *at, const char *text,
+                      struct kvf_why *why)
+{
+    int rc = 0;
+
+    if (k->type == KVF_KEY_NAME && !kvf_name_valid(text, k->size))
+        return kvf_fail(why, KVF_INVALID,
+                        "not a name; allowed: 1 to %zu of A-Z a-z 0-9 _ . -",
+                        k->size - 1);
+    if (*text == '\0' || strlen(text) >= k->size)
+        return kvf_fail(why, KVF_INVALID,
+                        "empty or too long; allowed: 1 to %zu bytes",
+                        k->size - 1);
+    if (k->type == KVF_KEY_DEVICE && strcmp(text, "cpu") != 0)
+        return kvf_fail(why, KVF_INVALID, "not supported yet: only cpu");
+    if (k->type == KVF_KEY_HOST)
+        rc = kvf_form_host(text, why);
+    else if (k->type == KVF_KEY_ENDPOINT)
+        rc = kvf_form_endpoint(text, why);
+    if (rc == 0)
+        memcpy(at, text, strlen(text) + 1);
+    return rc;
+}
+
 int kvf_key_parse(const struct kvf_key *k, void *base, struct kvf_conf *c,
                   const char *text, struct kvf_why *why)
 {
@@ -160,17 +191,10 @@ int kvf_key_parse(const struct kvf_key *k, void *base, struct kvf_conf *c,
     switch (k->type) {
     case KVF_KEY_NAME:
     case KVF_KEY_TEXT:
-        if (k->type == KVF_KEY_NAME && !kvf_name_valid(text, k->size))
-            return kvf_fail(
-                why, KVF_INVALID,
-                "not a name; allowed: 1 to %zu of A-Z a-z 0-9 _ . -",
-                k->size - 1);
-        if (*text == '\0' || strlen(text) >= k->size)
-            return kvf_fail(why, KVF_INVALID,
-                            "empty or too long; allowed: 1 to %zu bytes",
-                            k->size - 1);
-        memcpy(at, text, strlen(text) + 1);
-        return 0;
+    case KVF_KEY_HOST:
+    case KVF_KEY_ENDPOINT:
+    case KVF_KEY_DEVICE:
+        return parse_text(k, at, text, why);
     case KVF_KEY_PROTOCOL:
         return parse_protocol(c, text, why);
     case KVF_KEY_LEVEL: {
@@ -230,7 +254,7 @@ void kvf_key_format(const struct kvf_key *k, const void *base,
     uint32_t narrow;
     uint64_t v;
 
-    if (k->type == KVF_KEY_NAME || k->type == KVF_KEY_TEXT) {
+    if (is_text(k)) {
         snprintf(out, cap, "%s", at);
         return;
     }
