@@ -10,6 +10,8 @@
 #include "daemon/zchannel.h"
 #include "transport/shm.h"
 
+#include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -121,6 +123,20 @@ static uint64_t first_generation(void)
     return (uint64_t)(time(NULL) - GENERATION_EPOCH) << 20;
 }
 
+/* Gets of our own keys read the pool as they read any other memory. */
+static int map_own_pool(struct kvf_server *s, struct kvf_why *why)
+{
+    int fd = fcntl(s->segment.fd, F_DUPFD_CLOEXEC, 0);
+    int rc;
+
+    if (fd < 0)
+        return kvf_fail(why, KVF_INTERNAL, "dup: %s", strerror(errno));
+    rc = kvf_map_fd(s->maps, fd, s->segment.size, false, &s->own_map, why);
+    if (rc < 0)
+        close(fd);
+    return rc;
+}
+
 static int build_memory(struct kvf_server *s, struct kvf_why *why)
 {
     struct kvf_store_conf sc = {s->conf->max_keys, s->conf->max_tombstones,
@@ -136,6 +152,8 @@ static int build_memory(struct kvf_server *s, struct kvf_why *why)
     s->maps = kvf_map_cache_create(IDLE_MAPPINGS);
     if (s->maps == NULL)
         return kvf_fail(why, KVF_INTERNAL, "out of memory");
+    if (map_own_pool(s, why) < 0)
+        return -KVF_INTERNAL;
     s->store = kvf_store_create(s->sched, &s->stats, &sc, &ops, s,
                                 first_generation(), why);
     return s->store != NULL ? 0 : -KVF_INTERNAL;
@@ -222,6 +240,7 @@ static void fill_peers_env(struct kvf_server *s, struct kvf_peers_env *env)
         .incarnation = s->incarnation,
         .store = s->store,
         .maps = s->maps,
+        .own_map = s->own_map,
         .channel = {&kvf_zchannel_ops, s->channel},
         .proc = kvf_procwatch_ops,
         .proc_ctx = s->procs,
@@ -259,14 +278,8 @@ static int build_peers(struct kvf_server *s, struct kvf_why *why)
         return rc;
     fill_peers_env(s, &env);
     rc = kvf_peers_create(&env, &s->peers, why);
-    if (rc < 0)
-        return rc;
-    kvf_zchannel_set_peers(s->channel, s->peers);
-    for (unsigned i = 0; i < s->conf->n_peers && rc == 0; i++) {
-        const struct kvf_conf_peer *p = &s->conf->peer[i];
-
-        rc = kvf_directory_set(s->peers, &p->worker, p->host, p->port, why);
-    }
+    if (rc == 0)
+        kvf_zchannel_set_peers(s->channel, s->peers);
     return rc;
 }
 
@@ -394,6 +407,8 @@ static void destroy_memory(struct kvf_server *s)
         kvf_store_destroy(s->store);
     if (s->buffers != NULL)
         kvf_buffers_destroy(s->buffers);
+    if (s->own_map != NULL)
+        kvf_map_release(s->own_map);
     if (s->maps != NULL)
         kvf_map_cache_destroy(s->maps);
     if (s->pool != NULL)

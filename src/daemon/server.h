@@ -61,6 +61,7 @@ struct kvf_server {
     struct kvf_pool *pool;
     struct kvf_buffers *buffers;
     struct kvf_map_cache *maps;
+    struct kvf_mapping *own_map; /* the pool, as gets of own keys read it */
     struct kvf_store *store;
     struct kvf_resolver *resolver;
     struct kvf_procwatch *procs;
