@@ -159,7 +159,7 @@ static void give_back(struct kvf_session *ss)
             kvf_buffer_retire(b);
     }
     while ((n = kvf_list_first(&ss->views)) != NULL)
-        kvf_view_abort(kvf_container_of(n, struct kvf_view, owner_node));
+        kvf_view_release(kvf_container_of(n, struct kvf_view, owner_node));
     while ((n = kvf_list_first(&ss->regions)) != NULL)
         kvf_region_retire(kvf_container_of(n, struct kvf_region, owner_node));
 }

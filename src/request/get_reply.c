@@ -148,8 +148,14 @@ void kvf_get_finish(struct kvf_get *g)
                                .attempts = g->m.attempts};
     unsigned room =
         gr->remote.n_segs > g->n_into ? gr->remote.n_segs : g->n_into;
-    struct kvf_result_seg *segs = calloc(room + 1u, sizeof *segs);
+    struct kvf_result_seg *segs;
 
+    if (g->stopping) {
+        /* Whoever stopped it was told that it would be stopped. */
+        kvf_get_fail(g);
+        return;
+    }
+    segs = calloc(room + 1u, sizeof *segs);
     if (g->got == KVF_MODE_VIEW && segs != NULL)
         v = kvf_view_new(g);
     if (segs == NULL || (g->got == KVF_MODE_VIEW && v == NULL)) {

@@ -312,6 +312,26 @@ static bool is_local(const struct kvf_get *g)
     return !g->has_generation || gen->generation == g->generation;
 }
 
+static int choose_owner(struct kvf_get *g, const struct kvf_req_get *r,
+                        struct kvf_why *why)
+{
+    bool here = kvf_store_live(g->gs->env.store, g->key, g->key_len) != NULL;
+    int ret;
+
+    g->self = here && is_local(g);
+    if (g->self)
+        return 0;
+    ret = copy_target(g, r, why);
+    /* Nobody else is named, and the key is here in another generation: our own
+     * store answers for it. */
+    if (ret < 0 && here && !r->has_from && !r->has_source &&
+        !r->has_meta_endpoint) {
+        g->self = true;
+        return 0;
+    }
+    return ret;
+}
+
 int kvf_get_start(struct kvf_gets *gs, const struct kvf_get_params *p,
                   const struct kvf_get_ops *ops, void *arg,
                   struct kvf_get **out, struct kvf_why *why)
@@ -338,8 +358,7 @@ int kvf_get_start(struct kvf_gets *gs, const struct kvf_get_params *p,
     kvf_timer_init(&g->pause, on_pause);
     kvf_task_init(&g->task, on_task);
     ret = copy_request(g, p) < 0 ? kvf_fail(why, KVF_BUSY, "out of memory")
-          : is_local(g)          ? (g->self = true, 0)
-                                 : copy_target(g, p->req, why);
+                                 : choose_owner(g, p->req, why);
     if (ret < 0) {
         get_free(g);
         return ret;
