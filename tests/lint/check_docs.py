@@ -1,0 +1,93 @@
+"""The documentation says what the code does.
+
+Every counter is in docs/METRICS.md, every status in docs/PROTOCOL.md, every
+section and key of the configuration in docs/CONFIG.md and config/kvferryd.ini
+as conf_gen writes them, every option of a program's --help in its man page.
+Failure modes: a page or a program that is not there is named, not passed over
+without a word.
+"""
+import argparse
+import os
+import re
+import subprocess
+
+import source
+
+
+def rows(path, macro):
+    """Names of the rows X(name, ...) of an X-macro, with their lines."""
+    text = source.read(path)
+    start = text.index(f"#define {macro}(X)")
+    end = re.compile(r"(?<!\\)\n").search(text, start).end()
+    return [(m.group(1), text.count("\n", 0, m.start()) + 1)
+            for m in re.compile(r"\bX\((\w+),").finditer(text, start, end)]
+
+
+def page(path):
+    if os.path.isfile(os.path.join(source.ROOT, path)):
+        return source.read(path)
+    print(f"check_docs: {path} is not there: not checked")
+    return None
+
+
+def check_rows(found, doc, path, macro, what):
+    text = page(doc)
+    if text is None:
+        return
+    for name, line in rows(path, macro):
+        if re.search(rf"(?<!\w){name}(?!\w)", text) is None:
+            found.add(path, line, f"{what} {name} is not in {doc}")
+
+
+def output(program, *args):
+    return subprocess.run([program, *args], capture_output=True, text=True,
+                          check=False, timeout=20).stdout
+
+
+def check_config(found, conf_gen):
+    if conf_gen is None:
+        print("check_docs: no --conf-gen: the configuration was not checked")
+        return
+    sample = page("config/kvferryd.ini")
+    if sample is not None and sample != output(conf_gen, "sample"):
+        found.add("config/kvferryd.ini", 1,
+                  "is not what `conf_gen sample` writes")
+    text = page("docs/CONFIG.md")
+    if text is not None and output(conf_gen, "table") not in text:
+        found.add("docs/CONFIG.md", 1,
+                  "has not the table that `conf_gen table` writes")
+
+
+def check_man(found, program, man):
+    if program is None:
+        print(f"check_docs: no program for {man}: not checked")
+        return
+    text = page(man)
+    if text is None:
+        return
+    text = text.replace("\\-", "-")
+    for option in sorted(set(re.findall(r"--[a-z][a-z-]*[a-z]",
+                                        output(program, "--help")))):
+        if re.search(rf"{option}(?![a-z-])", text) is None:
+            found.add(man, 1, f"{option} is not here, but in --help")
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__)
+    p.add_argument("--conf-gen")
+    p.add_argument("--kvferryd")
+    p.add_argument("--kvferry")
+    args = p.parse_args()
+    found = source.Findings()
+    check_rows(found, "docs/METRICS.md", "src/base/stats.h", "KVF_COUNTERS",
+               "counter")
+    check_rows(found, "docs/PROTOCOL.md", "include/kvferry/status.h",
+               "KVF_STATUS_LIST", "status")
+    check_config(found, args.conf_gen)
+    check_man(found, args.kvferryd, "docs/man/kvferryd.8")
+    check_man(found, args.kvferry, "docs/man/kvferry.1")
+    found.finish("check_docs")
+
+
+if __name__ == "__main__":
+    main()
