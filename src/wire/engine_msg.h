@@ -13,8 +13,9 @@
 #define KVF_MAX_ID 4096u /* bytes of an encoded id */
 #define KVF_MAX_MGET 16384u
 #define KVF_MAX_READERS 1000000u
-#define KVF_MAX_MS (1000ull * 3600 * 24 * 365) /* one year: longest duration   \
-                                                */
+#define KVF_MAX_MS                                                             \
+    (1000ull * 3600 * 24 * 365) /* one year: longest duration                  \
+                                 */
 
 #define KVF_OPS(X)                                                             \
     X(HELLO, "hello")                                                          \
