@@ -9,12 +9,21 @@
     "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789.-"
 #define IPC_PATH_MAX 107 /* of sun_path, without its NUL */
 
+/* An address; one of IPv6 may name its interface (fe80::1%eth0). */
 static bool numeric(const char *text)
 {
     unsigned char addr[sizeof(struct in6_addr)];
+    char v6[INET6_ADDRSTRLEN];
+    size_t len = strcspn(text, "%");
 
-    return inet_pton(AF_INET, text, addr) == 1 ||
-           inet_pton(AF_INET6, text, addr) == 1;
+    if (inet_pton(AF_INET, text, addr) == 1)
+        return true;
+    if (len >= sizeof v6 ||
+        (text[len] == '%' && !kvf_name_valid(text + len + 1, 16)))
+        return false;
+    memcpy(v6, text, len);
+    v6[len] = '\0';
+    return inet_pton(AF_INET6, v6, addr) == 1;
 }
 
 /* Labels of 1 to 63 bytes between dots, no hyphen at their ends; a last label

@@ -53,8 +53,6 @@ static int teardown(void **state)
     return 0;
 }
 
-/* --- sources ------------------------------------------------------------- */
-
 struct probe {
     struct kvf_source src;
     unsigned drains, arms, busy, order, ready;
@@ -188,8 +186,6 @@ static void test_remove_in_drain(void **state)
     close(b[1]);
 }
 
-/* --- time and signals ---------------------------------------------------- */
-
 static unsigned fired;
 static int got_signal;
 
@@ -234,8 +230,6 @@ static void test_signal(void **state)
     assert_int_equal(kvf_reactor_run(r, NULL), 0);
     assert_int_equal(got_signal, SIGUSR2);
 }
-
-/* --- ZMQ ----------------------------------------------------------------- */
 
 #define IDLEN 16
 
@@ -531,8 +525,6 @@ static void test_close_in_callback(void **state)
     assert_int_equal(ro.got, 1);
     kvf_zsock_close(de.s, 0);
 }
-
-/* --- names --------------------------------------------------------------- */
 
 struct answer {
     unsigned n;
