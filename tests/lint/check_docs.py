@@ -1,8 +1,9 @@
 """The documentation says what the code does.
 
-Every counter is in docs/METRICS.md, every status in docs/PROTOCOL.md, every
-section and key of the configuration in docs/CONFIG.md and config/kvferryd.ini
-as conf_gen writes them, every option of a program's --help in its man page.
+Every counter is in docs/METRICS.md, which is what `kvferryd --metrics` writes,
+every status in docs/PROTOCOL.md, every key of the configuration in
+docs/CONFIG.md and config/kvferryd.ini as conf_gen writes them, every option of
+a program's --help in its man page.
 Failure modes: a page or a program that is not there is named, not passed over
 without a word.
 """
@@ -58,6 +59,16 @@ def check_config(found, conf_gen):
                   "has not the table that `conf_gen table` writes")
 
 
+def check_metrics(found, kvferryd):
+    if kvferryd is None:
+        print("check_docs: no --kvferryd: docs/METRICS.md was not compared")
+        return
+    text = page("docs/METRICS.md")
+    if text is not None and text != output(kvferryd, "--metrics"):
+        found.add("docs/METRICS.md", 1,
+                  "is not what `kvferryd --metrics` writes")
+
+
 def check_man(found, program, man):
     if program is None:
         print(f"check_docs: no program for {man}: not checked")
@@ -66,8 +77,12 @@ def check_man(found, program, man):
     if text is None:
         return
     text = text.replace("\\-", "-")
-    for option in sorted(set(re.findall(r"--[a-z][a-z-]*[a-z]",
-                                        output(program, "--help")))):
+    said = output(program, "--help")
+    if not said:
+        found.add(man, 1, f"{program} --help says nothing")
+    for sub in re.findall(r"^  ([a-z]+)  +\S", said, re.M):
+        said += output(program, "help", sub)
+    for option in sorted(set(re.findall(r"--[a-z][a-z-]*[a-z]", said))):
         if re.search(rf"{option}(?![a-z-])", text) is None:
             found.add(man, 1, f"{option} is not here, but in --help")
 
@@ -84,6 +99,7 @@ def main():
     check_rows(found, "docs/PROTOCOL.md", "include/kvferry/status.h",
                "KVF_STATUS_LIST", "status")
     check_config(found, args.conf_gen)
+    check_metrics(found, args.kvferryd)
     check_man(found, args.kvferryd, "docs/man/kvferryd.8")
     check_man(found, args.kvferry, "docs/man/kvferry.1")
     found.finish("check_docs")
