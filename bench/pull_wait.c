@@ -1,0 +1,263 @@
+/* pull_bench: latencies, and what it costs to wait. */
+#include "pull_bench.h"
+
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define PARK_NS 300000 /* a get is parked at its owner after that */
+
+static void tell(const char *name, const char *how, uint64_t size, uint64_t *v,
+                 uint64_t n)
+{
+    double p50 = (double)bench_quantile(v, n, .5) / 1e3;
+
+    printf("{\"bench\":\"%s\",\"how\":\"%s\",\"size\":%llu,\"count\":%llu,"
+           "\"p50_us\":%.2f,\"p90_us\":%.2f,\"p99_us\":%.2f,"
+           "\"max_us\":%.2f}\n",
+           name, how, (unsigned long long)size, (unsigned long long)n, p50,
+           (double)bench_quantile(v, n, .9) / 1e3,
+           (double)bench_quantile(v, n, .99) / 1e3, (double)v[n - 1] / 1e3);
+    fflush(stdout);
+}
+
+static uint64_t *values(uint64_t n)
+{
+    uint64_t *v = calloc(n, sizeof *v);
+
+    if (v == NULL)
+        bench_die("out of memory");
+    return v;
+}
+
+void pb_latency(struct pb *b, int argc, char **argv)
+{
+    uint64_t size = bench_size(argv[0]), n = bench_size(argv[1]);
+    uint64_t *took = values(n);
+    struct kvferry_get_options o;
+    struct kvferry_payload *p;
+    char key[64];
+
+    (void)argc;
+    pb_open(b);
+    o = pb_from(b);
+    pb_put(b, "latency", 1, size);
+    pb_key(key, "latency", 1);
+    for (uint64_t i = 0; i < n + n / 8; i++) {
+        uint64_t t0 = bench_now();
+
+        pb_need(b->to, kvferry_get(b->to, key, &o, &p), "get");
+        took[i % n] = bench_now() - t0; /* the first n / 8 warm up */
+        pb_check(p, size, 1);
+        kvferry_release(&p);
+    }
+    tell("latency", "get", size, took, n);
+    pb_close(b);
+    free(took);
+}
+
+struct parked {
+    uint64_t done, end_ns, bad, size;
+};
+
+static void answered(struct kvferry *h, void *user,
+                     const struct kvferry_result *r)
+{
+    struct parked *w = user;
+    struct kvferry_payload *p = r->payload;
+
+    (void)h;
+    w->end_ns = bench_now();
+    if (r->status != 0)
+        bench_die("a parked get: %s: %s", kvferry_status_name(r->status),
+                  r->message);
+    pb_check(p, w->size, 1);
+    kvferry_release(&p);
+    w->done++;
+}
+
+static void put_done(struct kvferry *h, void *user,
+                     const struct kvferry_result *r)
+{
+    (void)h;
+    if (r->status != 0)
+        bench_die("put: %s: %s", kvferry_status_name(r->status), r->message);
+    ++*(uint64_t *)user;
+}
+
+/* The put's answer is fetched after the get's: that is not what is measured. */
+void pb_parked(struct pb *b, int argc, char **argv)
+{
+    uint64_t n = bench_size(argv[1]), *took = values(n), puts = 0;
+    struct parked w = {.size = bench_size(argv[0])};
+    struct kvferry_get_options o;
+    void *data = bench_memory(w.size, false);
+    char key[64];
+
+    (void)argc;
+    pb_open(b);
+    o = pb_from(b);
+    bench_fill(data, w.size, 1, 0);
+    for (uint64_t i = 0; i < n + n / 8; i++) {
+        uint64_t t0;
+
+        pb_key(key, "parked", i);
+        pb_need(b->to, kvferry_get_async(b->to, key, &o, answered, &w, NULL),
+                "get");
+        pb_need(b->to, kvferry_ping(b->to), "ping");
+        for (t0 = bench_now(); bench_now() - t0 < PARK_NS;)
+            continue;
+        t0 = bench_now();
+        pb_need(b->from,
+                kvferry_put_async(b->from, key, data, w.size, NULL, put_done,
+                                  &puts, NULL),
+                "put");
+        pb_wait(b->to, &w.done, i + 1);
+        took[i % n] = w.end_ns - t0;
+        pb_wait(b->from, &puts, i + 1);
+    }
+    tell("parked", "put to get", w.size, took, n);
+    pb_close(b);
+    free(took);
+}
+
+/* ---- pings while something large moves ----------------------------------- */
+
+static void move_for_ever(struct pb *b, uint64_t size, int ready)
+{
+    struct kvferry_get_options o;
+    struct kvferry_payload *p;
+    char key[64];
+
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    pb_open(b);
+    o = pb_from(b);
+    pb_put(b, "ping", 1, size);
+    pb_key(key, "ping", 1);
+    for (uint64_t i = 0;; i++) {
+        pb_need(b->to, kvferry_get(b->to, key, &o, &p), "get");
+        if (i == 0) {
+            pb_check(p, size, 1);
+            if (write(ready, "r", 1) != 1)
+                exit(1);
+        }
+        kvferry_release(&p);
+    }
+}
+
+void pb_ping(struct pb *b, int argc, char **argv)
+{
+    uint64_t n = bench_size(argv[1]), *took = values(n);
+    uint64_t size = argc > 2 ? bench_size(argv[2]) : 0;
+    struct kvferry *h;
+    pid_t kid = 0;
+    int ready[2];
+    char c;
+
+    if (size != 0) {
+        if (pipe(ready) != 0 || (kid = fork()) < 0)
+            bench_die("cannot fork");
+        if (kid == 0)
+            move_for_ever(b, size, ready[1]);
+        close(ready[1]);
+        if (read(ready[0], &c, 1) != 1)
+            bench_die("nothing is moving");
+    }
+    pb_open(b);
+    h = argv[0][0] == 's' ? b->from : b->to;
+    for (uint64_t i = 0; i < n; i++) {
+        uint64_t t0 = bench_now();
+
+        pb_need(h, kvferry_ping(h), "ping");
+        took[i] = bench_now() - t0;
+        usleep(500); /* an engine does not ping back to back */
+    }
+    if (kid > 0 && waitpid(kid, NULL, WNOHANG) != 0)
+        bench_die("the transfers ended before the pings");
+    tell("ping", argv[0], size, took, n);
+    if (kid > 0) {
+        kill(kid, SIGKILL);
+        waitpid(kid, NULL, 0);
+    }
+    pb_close(b);
+    free(took);
+}
+
+/* ---- many parked gets ---------------------------------------------------- */
+
+static uint64_t private_bytes(pid_t pid)
+{
+    char path[64], line[128];
+    unsigned long long kib = 0;
+    FILE *f;
+
+    snprintf(path, sizeof path, "/proc/%d/status", (int)pid);
+    f = fopen(path, "r");
+    while (f != NULL && fgets(line, sizeof line, f) != NULL)
+        if (sscanf(line, "RssAnon: %llu", &kib) == 1)
+            break;
+    if (f != NULL)
+        fclose(f);
+    return kib * 1024;
+}
+
+void pb_crowd(struct pb *b, int argc, char **argv)
+{
+    uint64_t n = bench_size(argv[0]), rss[2], cpu[2], puts = 0, t0;
+    struct parked w = {.size = 64};
+    struct kvferry_get_options o;
+    char key[64], data[64];
+
+    (void)argc;
+    pb_open(b);
+    o = pb_from(b);
+    o.timeout_ms = 120000;
+    bench_fill(data, sizeof data, 1, 0);
+    /* A pass before, so that what grows only once is not counted. */
+    for (unsigned pass = 0; pass < 2; pass++) {
+        w.done = puts = 0;
+        for (unsigned i = 0; i < 2; i++)
+            rss[i] = private_bytes(b->pid[i]);
+        for (uint64_t i = 0; i < (pass == 0 ? 100 : n); i++) {
+            pb_key(key, pass == 0 ? "few" : "crowd", i);
+            pb_need(b->to,
+                    kvferry_get_async(b->to, key, &o, answered, &w, NULL),
+                    "get");
+        }
+        pb_need(b->to, kvferry_ping(b->to), "ping");
+        sleep(1); /* all are parked; then a second of nothing is measured */
+        for (unsigned i = 0; i < 2; i++) {
+            uint64_t now = private_bytes(b->pid[i]);
+
+            rss[i] = now > rss[i] ? now - rss[i] : 0;
+            cpu[i] = bench_cpu(b->pid[i]);
+        }
+        sleep(pass == 0 ? 0 : 3);
+        for (unsigned i = 0; i < 2; i++)
+            cpu[i] = bench_cpu(b->pid[i]) - cpu[i];
+        if (w.done != 0)
+            bench_die("a get was answered before its put");
+        t0 = bench_now();
+        for (uint64_t i = 0; i < (pass == 0 ? 100 : n); i++) {
+            pb_key(key, pass == 0 ? "few" : "crowd", i);
+            pb_need(b->from,
+                    kvferry_put(b->from, key, data, sizeof data, NULL, NULL),
+                    "put");
+            kvferry_process(b->to);
+        }
+        pb_wait(b->to, &w.done, pass == 0 ? 100 : n);
+        t0 = bench_now() - t0;
+    }
+    printf("{\"bench\":\"crowd\",\"count\":%llu,\"owner_bytes\":%.1f,"
+           "\"getter_bytes\":%.1f,\"owner_cpu_percent\":%.4f,"
+           "\"getter_cpu_percent\":%.4f,\"answered\":%llu,"
+           "\"answer_s\":%.3f}\n",
+           (unsigned long long)n, (double)rss[0] / (double)n,
+           (double)rss[1] / (double)n, (double)cpu[0] / 3e7,
+           (double)cpu[1] / 3e7, (unsigned long long)w.done, (double)t0 / 1e9);
+    pb_close(b);
+}
