@@ -25,6 +25,7 @@
 #include <unistd.h>
 
 #define PAYLOADS 16
+#define GIVE_UP_NS 60000000000ull
 #define TIMES                                                                  \
     3 /* the first of each size warms up; the best other one counts            \
        */
