@@ -34,21 +34,22 @@ static void log_put(struct kvf_server *s, const struct kvf_gen *g)
 }
 
 static void reply_put(struct kvf_server *s, const struct kvf_to *to,
-                      const struct kvf_gen *g)
+                      const struct kvf_put *put, uint64_t size,
+                      uint64_t generation)
 {
     struct kvf_mpw *w;
 
     kvf_reply_begin(s, to, KVF_OK, NULL);
-    kvf_reply_u64(s, "size", g->size);
-    kvf_reply_u64(s, "generation", g->generation);
+    kvf_reply_u64(s, "size", size);
+    kvf_reply_u64(s, "generation", generation);
     w = kvf_reply_key(s, "metadata");
     kvf_mpw_map(w, 6);
     kvf_mpw_kv_str(w, "source_host", s->host);
     kvf_mpw_kv_u64(w, "source_port", s->peer_port);
-    kvf_mpw_kv_u64(w, "data_size", g->size);
+    kvf_mpw_kv_u64(w, "data_size", size);
     kvf_mpw_str(w, "key");
-    kvf_mpw_strn(w, g->key, g->key_len);
-    kvf_mpw_kv_u64(w, "generation", g->generation);
+    kvf_mpw_strn(w, put->key, put->key_len);
+    kvf_mpw_kv_u64(w, "generation", generation);
     kvf_mpw_kv_bin(w, "incarnation", s->incarnation.b, KVF_ID_LEN);
 }
 
@@ -58,6 +59,7 @@ static int publish(struct kvf_server *s, struct kvf_client *c,
                    struct kvf_why *why)
 {
     const struct kvf_gen *g;
+    uint64_t size, generation;
     int rc;
 
     if (s->drain.active)
@@ -68,10 +70,13 @@ static int publish(struct kvf_server *s, struct kvf_client *c,
         return rc;
     if (put->notify)
         c->notify++;
-    s->stats.puts++;
-    s->stats.put_bytes += g->size;
     log_put(s, g);
-    reply_put(s, to, g);
+    size = g->size;
+    generation = g->generation;
+    /* Gets that waited for it come first: somebody stands still for them. The
+     * last reader may be among them, and g gone with it. */
+    kvf_store_settle(s->store);
+    reply_put(s, to, put, size, generation);
     return 0;
 }
 

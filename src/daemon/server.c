@@ -12,6 +12,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <malloc.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -24,6 +25,8 @@
 #define GUEST_CONNS 4096
 #define LAST_REPLIES_MS 500
 #define GENERATION_EPOCH 1600000000
+#define HEAP_KEPT (256 << 20) /* bytes */
+#define HEAP_STEP (8 << 20)
 
 static bool has_protocol(const struct kvf_conf *c, enum kvf_protocol proto)
 {
@@ -67,6 +70,16 @@ static void raise_fd_limit(void)
     }
 }
 
+/* Eager payloads pass through the heap as messages. Without this, a burst of
+ * them grows the heap and gives it back each time, and every page of it is
+ * faulted in again: more than the copies cost. */
+static void keep_heap(void)
+{
+    mallopt(M_TRIM_THRESHOLD, HEAP_KEPT);
+    mallopt(M_TOP_PAD, HEAP_STEP);
+    mallopt(M_MMAP_THRESHOLD, HEAP_STEP);
+}
+
 /* The pool is made before capabilities go (mlock may need them), the broker
  * keeps them, and no thread exists yet: capabilities belong to threads. */
 static int build_process(struct kvf_server *s, struct kvf_why *why)
@@ -75,18 +88,19 @@ static int build_process(struct kvf_server *s, struct kvf_why *why)
 
     signal(SIGPIPE, SIG_IGN);
     raise_fd_limit();
+    keep_heap();
     rc = kvf_place_find(s, why);
     if (rc == 0 && s->engine_ipc)
         rc = kvf_lockfile_take(&s->lock, s->engine_endpoint + 6, why);
+    if (rc == 0) /* first, so that it does not carry the pool around */
+        rc = kvf_broker_start(&s->broker, &s->broker_pid, why);
     if (rc == 0)
         rc = kvf_segment_create(&s->segment, s->conf->memory_pool_size,
                                 &s->incarnation, why);
     if (rc < 0)
         return rc;
     s->has_segment = true;
-    rc = kvf_broker_start(&s->broker, &s->broker_pid, why);
-    if (rc == 0)
-        rc = kvf_drop_capabilities(why);
+    rc = kvf_drop_capabilities(why);
     if (rc == 0)
         rc = kvf_proc_start(getpid(), &s->proc_start, why);
     return rc;

@@ -99,6 +99,14 @@ void kvf_waiters_run(struct kvf_task *t)
     kvf_task_post(st->sched, t);
 }
 
+void kvf_store_settle(struct kvf_store *st)
+{
+    if (kvf_list_empty(&st->due))
+        return;
+    kvf_task_cancel(&st->due_task);
+    kvf_waiters_run(&st->due_task);
+}
+
 void kvf_waiters_end(struct kvf_key *key, bool all, uint64_t generation,
                      enum kvf_status status, const char *text)
 {

@@ -191,6 +191,10 @@ struct kvf_waiter {
 int kvf_store_ask(struct kvf_store *st, const char *key, size_t len,
                   struct kvf_waiter *w, bool wait, struct kvf_claim **claim,
                   struct kvf_why *why);
+/* Delivers now the answers that wait for their posted task, so that what a put
+ * set free goes out before the put's own reply. Not from inside a callback of
+ * the store. */
+void kvf_store_settle(struct kvf_store *st);
 /* No answer will come. Idempotent. */
 void kvf_store_unask(struct kvf_store *st, struct kvf_waiter *w);
 
