@@ -30,7 +30,9 @@ int kvf_peer_ask(struct kvf_peer *p, struct kvf_ask *a,
     kvf_peers_head(ps, &m, KVF_PEER_ASK, &p->incarnation);
     m.u.ask = *body;
     m.u.ask.ask = ps->next_ask;
-    ret = kvf_peer_send(p, &m);
+    /* While the session is renewed nothing may be asked: a claim granted in
+     * between would be missing in a HELLO that is sent again. */
+    ret = p->renewing ? 0 : kvf_peer_send(p, &m);
     if (ret < 0)
         return kvf_fail(why, KVF_NO_SPACE, "out of memory for a lookup");
     a->id = ps->next_ask++;
@@ -64,6 +66,20 @@ void kvf_peer_on_deny(struct kvf_peer *p, const struct kvf_peer_msg *m)
     kvf_peer_ask_over(a);
     kvf_fail(&why, (enum kvf_status)m->u.deny.status, "%s", m->u.deny.text);
     a->on_deny(a, &why, m->u.deny.generation, m->u.deny.size);
+}
+
+void kvf_peer_repeat_asks(struct kvf_peer *p)
+{
+    uint64_t first_new = p->ps->next_ask;
+
+    /* The table is in the order of asking, and each comes back with an id of
+     * its own at the end. */
+    while (p->asks != NULL && p->asks->id < first_new) {
+        struct kvf_ask *a = p->asks;
+
+        kvf_peer_ask_over(a);
+        a->on_again(a);
+    }
 }
 
 void kvf_peer_fail_asks(struct kvf_peer *p, const struct kvf_why *why)

@@ -114,7 +114,9 @@ static void on_writable(void *arg)
 {
     struct kvf_peer *p = arg;
 
-    if (p->state == KVF_PEER_UP)
+    if (p->renewing)
+        send_hello(p);
+    else if (p->state == KVF_PEER_UP)
         flush_queue(p);
     else if (p->state != KVF_PEER_REFUSED)
         send_hello(p);
@@ -184,6 +186,7 @@ static void go_down(struct kvf_peer *p, enum kvf_peer_state next)
     bool was_up = p->state == KVF_PEER_UP;
 
     p->state = next;
+    p->renewing = false;
     p->down_since_ns = ps->env.sched->now_ns;
     hang_up(p, 0);
     if (was_up) {
@@ -267,13 +270,54 @@ static void try_shm(struct kvf_peer *p, const struct kvf_peer_msg *m)
     }
 }
 
+static void take_tcp(struct kvf_peer *p, const struct kvf_peer_msg *m)
+{
+    /* A link that proved itself with another secret was dropped there. */
+    if (p->has_tcp &&
+        memcmp(p->tcp_addr.secret, m->u.welcome.secret, KVF_SECRET_LEN) != 0)
+        close_tcp(p);
+    p->has_tcp = m->u.welcome.tcp && p->ps->env.tcp != NULL;
+    snprintf(p->tcp_addr.host, sizeof p->tcp_addr.host, "%s",
+             m->u.welcome.tcp_host);
+    p->tcp_addr.port = m->u.welcome.tcp_port;
+    memcpy(p->tcp_addr.secret, m->u.welcome.secret, KVF_SECRET_LEN);
+}
+
+/* Both sides have told which claims they know: what only one knows ends. */
+static void settle_claims(struct kvf_peer *p, const struct kvf_peer_msg *m)
+{
+    for (unsigned i = 0; i < m->u.welcome.n_dead; i++) {
+        kvf_peer_on_ended(p, m->u.welcome.dead[i]);
+        kvf_peer_on_revoked(p, m->u.welcome.dead[i],
+                            "the owner ended it while we were apart");
+    }
+    kvf_peer_send_ends(p, KVF_NEVER);
+}
+
+/* The connection was made anew within the session: claims live on, lookups are
+ * sent again. */
+static void renewed(struct kvf_peer *p, const struct kvf_peer_msg *m)
+{
+    p->renewing = false;
+    kvf_log(KVF_LOG_INFO, "KVF PEER", "%s reconnect addr=%s: session renewed",
+            p->name, p->addr);
+    take_tcp(p, m);
+    drop_queue(p);
+    settle_claims(p, m);
+    kvf_peer_repeat_asks(p);
+}
+
 static void on_welcome(struct kvf_peer *p, struct kvf_peer_msg *m)
 {
     struct kvf_peers *ps = p->ps;
     bool again = p->was_up;
 
-    if (p->state == KVF_PEER_UP)
-        return; /* the answer to a HELLO that was sent twice */
+    if (p->state == KVF_PEER_UP) {
+        /* Else the answer to a HELLO that was sent twice. */
+        if (p->renewing && kvf_id_equal(&p->incarnation, &m->head.from))
+            renewed(p, m);
+        return;
+    }
     if (p->known && !kvf_id_equal(&p->incarnation, &m->head.from))
         forget_incarnation(p);
     p->known = true;
@@ -282,11 +326,7 @@ static void on_welcome(struct kvf_peer *p, struct kvf_peer_msg *m)
     set_name(p);
     if (!p->shm_ok)
         try_shm(p, m);
-    p->has_tcp = m->u.welcome.tcp && ps->env.tcp != NULL;
-    snprintf(p->tcp_addr.host, sizeof p->tcp_addr.host, "%s",
-             m->u.welcome.tcp_host);
-    p->tcp_addr.port = m->u.welcome.tcp_port;
-    memcpy(p->tcp_addr.secret, m->u.welcome.secret, KVF_SECRET_LEN);
+    take_tcp(p, m);
     p->state = KVF_PEER_UP;
     p->was_up = true;
     ps->env.stats->peer_up++;
@@ -296,12 +336,7 @@ static void on_welcome(struct kvf_peer *p, struct kvf_peer_msg *m)
             : p->has_tcp ? "tcp"
                          : "none",
             p->shm_why);
-    for (unsigned i = 0; i < m->u.welcome.n_dead; i++) {
-        kvf_peer_on_ended(p, m->u.welcome.dead[i]);
-        kvf_peer_on_revoked(p, m->u.welcome.dead[i],
-                            "the owner ended it while we were apart");
-    }
-    kvf_peer_send_ends(p, KVF_NEVER);
+    settle_claims(p, m);
     kvf_timer_set(ps->env.sched, &p->tick,
                   ps->env.sched->now_ns + kvf_peers_ping_ns(ps));
     tell_users(p, true);
@@ -313,12 +348,19 @@ static void on_refuse(struct kvf_peer *p, const struct kvf_peer_msg *m)
 {
     enum kvf_status status = (enum kvf_status)m->u.refuse.status;
 
+    if (status == KVF_STALE && p->state == KVF_PEER_UP &&
+        kvf_id_equal(&m->head.from, &p->incarnation)) {
+        /* The same start of it: only the connection is new to it, or it could
+         * not hear us for a while. What both still know goes on. */
+        if (!p->renewing) {
+            p->renewing = true;
+            send_hello(p);
+        }
+        return;
+    }
     if (status == KVF_STALE) {
-        /* It has no session for us: it restarted, or it gave us up while we
-         * were silent. A HELLO settles which. */
-        kvf_fail(&p->why, KVF_PEER_UNREACHABLE,
-                 "%s ended the session (it restarted, or could not hear us)",
-                 p->name);
+        /* It has no session for us because it restarted. */
+        kvf_fail(&p->why, KVF_PEER_UNREACHABLE, "%s has restarted", p->name);
         if (p->state == KVF_PEER_UP)
             go_down(p, KVF_PEER_DOWN);
         return;
@@ -437,7 +479,9 @@ static void tick_up(struct kvf_peer *p)
         go_down(p, KVF_PEER_DOWN);
         return;
     }
-    if (s->now_ns - p->last_rx_ns >= ping / 2) {
+    if (p->renewing) {
+        send_hello(p);
+    } else if (s->now_ns - p->last_rx_ns >= ping / 2) {
         struct kvf_peer_msg m;
 
         kvf_peers_head(ps, &m, KVF_PEER_PING, &p->incarnation);

@@ -181,8 +181,10 @@ void kvf_grant_abort(struct kvf_grant *g);
 struct kvf_grant *kvf_grant_local(struct kvf_peers *ps, struct kvf_claim *claim,
                                   struct kvf_why *why);
 
-/* A lookup under way. Embedded in its get. Exactly one of the callbacks comes,
- * from the loop, unless it is taken back. */
+/* A lookup under way. Embedded in its get. Exactly one of on_grant and on_deny
+ * comes, from the loop, unless it is taken back. on_again: the connection was
+ * made anew within the session and the owner has forgotten the lookup; it is
+ * not active any more, and the callback asks again (kvf_peer_ask). */
 struct kvf_ask {
     struct kvf_peer *peer;
     uint64_t id;
@@ -190,6 +192,7 @@ struct kvf_ask {
     void (*on_grant)(struct kvf_ask *a, struct kvf_grant *g);
     void (*on_deny)(struct kvf_ask *a, const struct kvf_why *why,
                     uint64_t generation, uint64_t size);
+    void (*on_again)(struct kvf_ask *a);
     UT_hash_handle hh; /* by id */
 };
 /* body->ask is filled in. The peer must be UP. body's strings are copied into

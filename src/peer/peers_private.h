@@ -37,7 +37,9 @@ struct kvf_peer {
     char host[KVF_CONF_TEXT];
     uint16_t port;
     enum kvf_peer_state state;
-    bool was_up, known, shm_ok, in_callbacks;
+    bool was_up, known, shm_ok;
+    bool renewing; /* UP, but the owner does not know this connection: HELLO is
+                      sent again, lookups wait for its WELCOME */
     struct kvf_worker worker;  /* when known */
     struct kvf_id incarnation; /* when known */
     char name[KVF_ADDR_TEXT];
@@ -148,6 +150,8 @@ void kvf_peer_drop_ends(struct kvf_peer *p);
 /* ask.c */
 void kvf_peer_on_deny(struct kvf_peer *p, const struct kvf_peer_msg *m);
 void kvf_peer_fail_asks(struct kvf_peer *p, const struct kvf_why *why);
+/* The session was renewed: the owner has dropped our lookups. */
+void kvf_peer_repeat_asks(struct kvf_peer *p);
 struct kvf_ask *kvf_peer_find_ask(struct kvf_peer *p, uint64_t id);
 void kvf_peer_ask_over(struct kvf_ask *a);
 /* guest.c */

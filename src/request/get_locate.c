@@ -117,6 +117,13 @@ static void on_deny(struct kvf_ask *a, const struct kvf_why *why,
     kvf_get_stop(g, why);
 }
 
+static void ask_peer(struct kvf_get *g);
+
+static void on_again(struct kvf_ask *a)
+{
+    ask_peer(kvf_container_of(a, struct kvf_get, ask));
+}
+
 static void ask_peer(struct kvf_get *g)
 {
     const struct kvf_conf *c = g->gs->env.conf;
@@ -144,6 +151,7 @@ static void ask_peer(struct kvf_get *g)
     }
     g->ask.on_grant = on_grant;
     g->ask.on_deny = on_deny;
+    g->ask.on_again = on_again;
     if (kvf_peer_ask(g->peer, &g->ask, &body, &why) < 0)
         kvf_get_stop(g, &why);
 }
