@@ -3,6 +3,8 @@
  * it names. The invariants of a get and of what engines hold are here. */
 #include "sim.h"
 
+#include "base/log.h"
+
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -230,6 +232,10 @@ static int on_reply(void *arg, struct kvf_get *get,
     g->sim->n_gets_open--;
     if (!n->alive || n->boots != g->boot || g->gone)
         return -1;
+    kvf_log(KVF_LOG_TRACE, "REPLY",
+            "key=%s status=%s size=%llu mode=%s transport=%s attempts=%u",
+            g->key, kvf_status_name(r->status), (unsigned long long)r->size,
+            kvf_mode_name(r->mode), r->transport, r->attempts);
     g->reply_ns = n->sched.now_ns;
     g->status = r->status;
     g->mode = r->mode;

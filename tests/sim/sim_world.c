@@ -39,14 +39,14 @@ struct sim *sim_new(const struct sim_conf *conf, uint64_t seed)
 
 void sim_free(struct sim *sim)
 {
-    for (unsigned i = 0; i < sim->conf.nodes; i++) {
+    for (unsigned i = 0; i < sim->conf.nodes; i++)
         if (sim->node[i]->alive)
             sim_node_kill(sim->node[i], true);
-        free(sim->node[i]);
-    }
     sim_bulk_free(sim);
     sim_net_free(sim);
     sim_engines_free(sim);
+    for (unsigned i = 0; i < sim->conf.nodes; i++)
+        free(sim->node[i]);
     kvf_sched_fini(&sim->world);
     kvf_log_close();
     free(sim);

@@ -247,6 +247,18 @@ static void act(struct sim *sim)
         sim_release_old(n);
 }
 
+/* A daemon that started anew does not know whose views its engine had before;
+ * those owners hear of it when they are dialled again. */
+static void dial_everybody(struct sim *sim)
+{
+    const struct sim_get_opts o = {.mode = KVF_MODE_COPY, .timeout_ms = 1000};
+
+    for (unsigned i = 0; i < sim->conf.nodes; i++)
+        for (unsigned k = 0; k < sim->conf.nodes; k++)
+            if (i != k)
+                sim_get(sim->node[i], k, "nothing", &o);
+}
+
 static void heal(struct sim *sim)
 {
     sim->conf.bulk_fail_pct = sim->conf.bulk_cut_pct = 0;
@@ -269,6 +281,7 @@ static void heal(struct sim *sim)
     for (unsigned i = 0; i < sim->conf.nodes; i++)
         while (sim_release_old(sim->node[i]))
             ;
+    dial_everybody(sim);
     sim_run_ms(sim, 20000);
     if (sim->n_gets_open != 0)
         sim_fail(sim, "%u gets were never answered", sim->n_gets_open);
