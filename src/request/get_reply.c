@@ -114,6 +114,18 @@ static void undo(struct kvf_get *g, struct kvf_view *v)
     g->buffer = NULL;
 }
 
+static void log_refused(const struct kvf_get *g, const struct kvf_get_result *r)
+{
+    char key[512];
+
+    g->gs->env.stats->get_failed++;
+    kvf_log(KVF_LOG_DEBUG, "KVF GET",
+            "key=%s failed status=CANCELLED attempts=%u after_ms=%llu: the "
+            "client was gone when the reply was ready",
+            kvf_log_key(key, sizeof key, g->key, g->key_len), r->attempts,
+            (unsigned long long)r->total_us / 1000);
+}
+
 static void settle(struct kvf_get *g, struct kvf_view *v)
 {
     struct kvf_buffer *b = g->buffer;
@@ -172,12 +184,14 @@ void kvf_get_finish(struct kvf_get *g)
         r.payload = g->payload != NULL ? g->payload : g->stash;
         r.payload_len = gr->size;
     }
-    log_ok(g, &r);
     if (g->silent || g->ops->reply(g->arg, g, &r) < 0) {
+        log_refused(g, &r);
         undo(g, v);
     } else {
-        count_ok(g, &r);
+        /* The engine and the owner first, then the books. */
         settle(g, v);
+        log_ok(g, &r);
+        count_ok(g, &r);
     }
     free(segs);
     g->grant = NULL;
