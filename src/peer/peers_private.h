@@ -138,6 +138,10 @@ int kvf_peers_check_head(const struct kvf_peers *ps,
 
 /* peer.c */
 int kvf_peer_send(struct kvf_peer *p, struct kvf_peer_msg *m);
+/* Dials a peer that is in the table; and hangs up, closing its links. */
+void kvf_peer_begin(struct kvf_peer *p);
+void kvf_peer_end(struct kvf_peer *p);
+/* peer_table.c */
 void kvf_peer_free(struct kvf_peer *p);
 /* grant.c */
 void kvf_peer_on_grant(struct kvf_peer *p, struct kvf_peer_msg *m);
