@@ -26,9 +26,8 @@
 
 #define PAYLOADS 16
 #define GIVE_UP_NS 60000000000ull
-#define TIMES                                                                  \
-    3 /* the first of each size warms up; the best other one counts            \
-       */
+/* Payloads of each size: the first warms up, the best other one counts. */
+#define TIMES 3
 
 static uint64_t sizes[PAYLOADS];
 static unsigned n_sizes;
