@@ -110,16 +110,29 @@ static void send_hello(struct kvf_peer *p)
     free(live);
 }
 
+static void send_ping(struct kvf_peer *p)
+{
+    struct kvf_peer_msg m;
+
+    if (!kvf_list_empty(&p->outq))
+        return;
+    kvf_peers_head(p->ps, &m, KVF_PEER_PING, &p->incarnation);
+    m.u.ping.seq = ++p->ping_seq;
+    kvf_peer_send(p, &m);
+}
+
 static void on_writable(void *arg)
 {
     struct kvf_peer *p = arg;
 
-    if (p->renewing)
+    if (p->renewing) {
         send_hello(p);
-    else if (p->state == KVF_PEER_UP)
+    } else if (p->state == KVF_PEER_UP) {
         flush_queue(p);
-    else if (p->state != KVF_PEER_REFUSED)
+        send_ping(p); /* a new connection has to be renewed: found out now */
+    } else if (p->state != KVF_PEER_REFUSED) {
         send_hello(p);
+    }
 }
 
 /* ---- state ----------------------------------------------------------------
@@ -482,12 +495,7 @@ static void tick_up(struct kvf_peer *p)
     if (p->renewing) {
         send_hello(p);
     } else if (s->now_ns - p->last_rx_ns >= ping / 2) {
-        struct kvf_peer_msg m;
-
-        kvf_peers_head(ps, &m, KVF_PEER_PING, &p->incarnation);
-        m.u.ping.seq = ++p->ping_seq;
-        if (kvf_list_empty(&p->outq))
-            kvf_peer_send(p, &m);
+        send_ping(p);
     }
     if (p->ends != NULL && s->now_ns > END_AGAIN_NS)
         kvf_peer_send_ends(p, s->now_ns - END_AGAIN_NS);

@@ -140,6 +140,8 @@ bool kvf_peer_was_up(const struct kvf_peer *p); /* ever had a session */
 const struct kvf_worker *kvf_peer_worker(const struct kvf_peer *p);
 /* "0.2" or "host:port" while unknown; for logs. Static per peer. */
 const char *kvf_peer_name(const struct kvf_peer *p);
+/* When the last message of it came (clock of the sched). */
+uint64_t kvf_peer_heard_ns(const struct kvf_peer *p);
 /* Why it is not up, in words. */
 const struct kvf_why *kvf_peer_why(const struct kvf_peer *p);
 /* True when its pool could be opened here and it opened ours. */

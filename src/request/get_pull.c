@@ -385,6 +385,19 @@ static struct kvf_link *choose_link(struct kvf_get *g, struct kvf_why *why)
     return NULL;
 }
 
+/* Out of attempts, but the owner was not heard of since: whether it is dead is
+ * about to be known, and PEER_UNREACHABLE is then the better answer. One more
+ * attempt at a time, slowly, until it is heard of or down. */
+static void await_verdict(struct kvf_get *g)
+{
+    if (g->peer == NULL || g->m.max_attempts < 2)
+        return;
+    if (g->t_out == 0)
+        g->t_out = g->gs->env.sched->now_ns;
+    if (kvf_peer_heard_ns(g->peer) <= g->t_out)
+        g->m.attempts = g->m.max_attempts - 1;
+}
+
 /* From inside PULLING: the attempt is over and memory is quiet. */
 static void broken(struct kvf_get *g, const struct kvf_why *why)
 {
@@ -397,6 +410,8 @@ static void broken(struct kvf_get *g, const struct kvf_why *why)
                         kvf_peer_why(g->peer)->text);
         g->m.attempts = g->m.max_attempts;
     }
+    if (peer_up && g->m.attempts >= g->m.max_attempts)
+        await_verdict(g);
     if (g->m.attempts >= g->m.max_attempts) {
         kvf_get_because(g, KVF_TRANSPORT, "%s from %s failed %u times: %s",
                         g->transport != NULL ? g->transport : "transfer",
@@ -480,6 +495,8 @@ void kvf_get_backoff(struct kvf_get *g)
 
     if (ms > c->backoff_max_ms)
         ms = c->backoff_max_ms;
+    if (g->t_out != 0) /* the verdict on the owner is awaited */
+        ms = c->peer_timeout_ms / 2;
     /* Between half and the whole of it, so that gets do not march in step. */
     ns = ms * KVF_NS_PER_MS / 2;
     ns += kvf_rng_below(g->gs->env.rng, ns + 1);

@@ -89,6 +89,7 @@ struct kvf_get {
     struct kvf_timer deadline, pause;
     struct kvf_task task;
     uint64_t t_start, t_asked, t_granted, t_done, deadline_ns;
+    uint64_t t_out; /* when the attempts were used up first; 0 = not yet */
 
     /* how it ends */
     enum kvf_status status;
