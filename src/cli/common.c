@@ -119,9 +119,8 @@ unsigned cli_worker(const char *text, uint32_t out[3])
     unsigned n = 0;
     uint64_t v;
 
-    if (strlen(text) >= sizeof copy)
+    if ((size_t)snprintf(copy, sizeof copy, "%s", text) >= sizeof copy)
         return 0;
-    strcpy(copy, text);
     while ((part = strsep(&at, ".")) != NULL) {
         if (n == 3 || !cli_u64(part, 1023, &v))
             return 0;

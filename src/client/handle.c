@@ -19,9 +19,9 @@ static int resolve(struct kvferry *h, const struct kvferry_open_options *o,
     struct kvf_worker w = {o->stage, o->rank, o->replica};
 
     if (o->endpoint != NULL && o->endpoint[0] != '\0') {
-        if (strlen(o->endpoint) >= sizeof h->info.endpoint)
+        if ((size_t)snprintf(h->info.endpoint, sizeof h->info.endpoint, "%s",
+                             o->endpoint) >= sizeof h->info.endpoint)
             return kvf_fail(why, KVF_INVALID, "the endpoint is too long");
-        strcpy(h->info.endpoint, o->endpoint);
         return 0;
     }
     return kvf_conf_endpoint(
