@@ -13,7 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define SEEDS 60
+#define SEEDS 200
 #define ACTIONS 400
 #define KEYS 6
 
@@ -301,6 +301,7 @@ static void tap(void *arg, const char *line)
 
 static void run_seed(uint64_t seed)
 {
+    static const unsigned no_shm[] = {15, 1, 0, 12}; /* bits: nodes */
     struct sim_conf c = {.nodes = 2 + (unsigned)(seed % 3),
                          .pool_size = 1u << 20,
                          .inline_max = 2048,
@@ -309,11 +310,9 @@ static void run_seed(uint64_t seed)
                          .tick_ns = seed % 2 == 0 ? 0 : 1000,
                          .bulk_chunk = 16384,
                          .bulk_step_ns = seed % 7 == 0 ? 20 * SIM_MS : SIM_MS,
-                         .no_shm = (unsigned)(seed / 3 % 4 == 0   ? 15
-                                              : seed / 3 % 4 == 1 ? 1
-                                                                  : 0),
-                         .bulk_fail_pct = 3,
-                         .bulk_cut_pct = 2,
+                         .no_shm = no_shm[seed / 3 % 4],
+                         .bulk_fail_pct = 8,
+                         .bulk_cut_pct = 4,
                          .dup_hello_pct = 20,
                          .busy_pct = 3};
     struct sim *sim = sim_new(&c, seed);
