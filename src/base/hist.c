@@ -2,6 +2,7 @@
 #include "base/hist.h"
 
 #include <stddef.h>
+#include <string.h>
 
 static size_t bucket_of(uint64_t v)
 {
@@ -57,4 +58,40 @@ uint64_t kvf_hist_quantile(const struct kvf_hist *h, double q)
         }
     }
     return h->max;
+}
+
+void kvf_hist_recent_add(struct kvf_hist_recent *h, uint64_t value,
+                         uint64_t now_ns)
+{
+    uint64_t age = now_ns - h->began_ns;
+
+    if (age >= KVF_HIST_WINDOW_NS) {
+        if (age < 2 * KVF_HIST_WINDOW_NS)
+            h->before = h->now;
+        else
+            memset(&h->before, 0, sizeof h->before);
+        memset(&h->now, 0, sizeof h->now);
+        h->began_ns = now_ns;
+    }
+    kvf_hist_add(&h->now, value);
+}
+
+uint64_t kvf_hist_recent_quantile(const struct kvf_hist_recent *h, double q,
+                                  uint64_t now_ns)
+{
+    uint64_t age = now_ns - h->began_ns;
+    struct kvf_hist both = h->now;
+
+    if (age >= 2 * KVF_HIST_WINDOW_NS)
+        return 0;
+    if (age >= KVF_HIST_WINDOW_NS || h->before.count == 0)
+        return kvf_hist_quantile(&both, q);
+    for (size_t i = 0; i < KVF_HIST_BUCKETS; i++)
+        both.bucket[i] += h->before.bucket[i];
+    both.count += h->before.count;
+    if (h->now.count == 0 || h->before.min < both.min)
+        both.min = h->before.min;
+    if (h->before.max > both.max)
+        both.max = h->before.max;
+    return kvf_hist_quantile(&both, q);
 }

@@ -50,6 +50,8 @@
     X(peer_stale, "peer messages of another incarnation")                      \
     X(sessions_opened, "engine sessions opened")                               \
     X(sessions_died, "of these, ended because the process or socket was gone") \
+    X(refused_no_fd,                                                           \
+      "connections closed at once because no descriptor was left")             \
     X(unexpected, "events that a state machine did not expect")                \
     X(checksum_failed, "payloads whose checksum did not match")
 
@@ -59,6 +61,7 @@ struct kvf_stats {
 #undef KVF_COUNTER_FIELD
     uint64_t status[KVF_STATUS_COUNT]; /* replies by status */
     struct kvf_hist lookup_us, wait_us, transfer_us, total_us, loop_lag_us;
+    struct kvf_hist_recent loop_lag_recent_us; /* for health */
 };
 
 #endif

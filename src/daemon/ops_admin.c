@@ -152,7 +152,8 @@ static void check_peer(void *arg, const struct kvf_peer_info *p)
 static void check_own(struct kvf_server *s, struct health *h)
 {
     uint64_t free_bytes = kvf_pool_bytes_free(s->pool);
-    uint64_t lag = kvf_hist_quantile(&s->stats.loop_lag_us, 0.99);
+    uint64_t lag = kvf_hist_recent_quantile(&s->stats.loop_lag_recent_us, 0.99,
+                                            s->sched->now_ns);
     struct rlimit fds;
     unsigned used = kvf_count_fds();
     char *text;

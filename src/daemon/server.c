@@ -8,6 +8,7 @@
 #include "daemon/engine.h"
 #include "daemon/procwatch.h"
 #include "daemon/zchannel.h"
+#include "loop/accept_guard.h"
 #include "transport/shm.h"
 
 #include <errno.h>
@@ -89,6 +90,9 @@ static int build_process(struct kvf_server *s, struct kvf_why *why)
     signal(SIGPIPE, SIG_IGN);
     raise_fd_limit();
     keep_heap();
+    if (kvf_accept_guard_init() != 0)
+        return kvf_fail(why, KVF_INTERNAL, "no file descriptors: %s",
+                        strerror(errno));
     rc = kvf_place_find(s, why);
     if (rc == 0 && s->engine_ipc)
         rc = kvf_lockfile_take(&s->lock, s->engine_endpoint + 6, why);

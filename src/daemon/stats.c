@@ -3,8 +3,10 @@
 #include "daemon/engine.h"
 
 #include "daemon/procwatch.h"
+#include "loop/accept_guard.h"
 
 #include <dirent.h>
+#include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <sys/resource.h>
@@ -66,10 +68,13 @@
 unsigned kvf_count_fds(void)
 {
     DIR *d = opendir("/proc/self/fd");
+    struct rlimit r;
     unsigned n = 0;
 
-    if (d == NULL)
-        return 0;
+    if (d == NULL) /* out of descriptors: that many, then */
+        return errno == EMFILE && getrlimit(RLIMIT_NOFILE, &r) == 0
+                   ? (unsigned)r.rlim_cur
+                   : 0;
     while (readdir(d) != NULL)
         n++;
     closedir(d);
@@ -106,6 +111,7 @@ static void write_counters(struct kvf_server *s)
 {
     struct kvf_mpw *w = kvf_reply_key(s, "counters");
 
+    s->stats.refused_no_fd = kvf_accept_guard_refused();
     kvf_mpw_map(w, 0 KVF_COUNTERS(COUNT_ONE));
 #define WRITE_COUNTER(name, text) kvf_mpw_kv_u64(w, #name, s->stats.name);
     KVF_COUNTERS(WRITE_COUNTER)

@@ -343,6 +343,14 @@ static int set_timer(struct kvf_reactor *r, uint64_t due)
     return timerfd_settime(r->timer_fd, TFD_TIMER_ABSTIME, &at, NULL);
 }
 
+static void record_lag(struct kvf_reactor *r, uint64_t now)
+{
+    uint64_t lag = (now - r->woke_ns) / KVF_NS_PER_US;
+
+    kvf_hist_add(&r->stats->loop_lag_us, lag);
+    kvf_hist_recent_add(&r->stats->loop_lag_recent_us, lag, now);
+}
+
 static int wait_for_events(struct kvf_reactor *r, bool busy, uint64_t until,
                            struct kvf_why *why)
 {
@@ -351,8 +359,7 @@ static int wait_for_events(struct kvf_reactor *r, bool busy, uint64_t until,
     int flags = EVLOOP_ONCE | EVLOOP_NO_EXIT_ON_EMPTY;
 
     if (r->stats != NULL && r->woke_ns != 0)
-        kvf_hist_add(&r->stats->loop_lag_us,
-                     (now - r->woke_ns) / KVF_NS_PER_US);
+        record_lag(r, now);
     if (until < due)
         due = until;
     if (busy || r->stop || due <= now)

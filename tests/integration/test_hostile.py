@@ -232,25 +232,79 @@ def test_kill_and_restart_many_times(daemon):
 
 
 # -- the machine ----------------------------------------------------------
+def few_fds(n):
+    return lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (n, n))
+
+
+def answers(endpoint):
+    with Client(endpoint, timeout=1) as c:
+        try:
+            return c.request("ping").status == "OK"
+        except kvf.NoReply:
+            return False
+
+
+def refused(c):
+    return c.ok("stats")["counters"]["refused_no_fd"]
+
+
 def test_fd_exhaustion_recovers(make):
-    d = make(preexec=lambda: resource.setrlimit(resource.RLIMIT_NOFILE,
-                                                (64, 64)))
+    """Past the limit connections are closed at once (libzmq would abort);
+    who is connected is served, and newcomers again when there is room."""
+    d = make(preexec=few_fds(64))
     first = d.engine()
     many = [Client(d.endpoint) for _ in range(80)]
     for c in many:
         c.send("ping")
-    first.ok("put", b"x", key="k")
-    assert first.fetch("k", mode="inline") == b"x"
+    until(lambda: refused(first) > 0, "connections refused")
+    first.ok("put", b"x", key="k", readers=0)
+    for _ in range(200):
+        assert first.fetch("k", mode="inline") == b"x"
+    assert "degraded" == first.ok("health")["health"]
     for c in many:
         c.close()
+    until(lambda: answers(d.endpoint), "new clients are served", 20)
+    until(lambda: first.ok("stats")["process"]["fds"] <= d.fd_baseline + 8,
+          "descriptors given back")
 
-    def again():
-        with Client(d.endpoint, timeout=1) as c:
+
+def test_fd_exhaustion_with_many_connections_that_come_and_go(make):
+    """Raw connects in a storm, on the engine's and on the peers' listener,
+    while one engine works; three rounds, each time everybody recovers."""
+    d = make(preexec=few_fds(72))
+    first = d.engine()
+    path = d.endpoint[len("ipc://"):]
+    for _ in range(3):
+        before, socks = refused(first), []
+        for _ in range(100):
+            for family, to in ((socket.AF_UNIX, path),
+                               (socket.AF_INET,
+                                (d.peer_host, d.peer_port))):
+                s = socket.socket(family)
+                s.settimeout(2)
+                try:
+                    s.connect(to)
+                except OSError:
+                    pass
+                socks.append(s)
+            first.ok("ping")
+        first.put("k", kvf.pattern(MIB), readers=0)
+        assert first.fetch("k", mode="view") == kvf.pattern(MIB)
+        until(lambda: refused(first) > before, "connections refused")
+        closed = 0
+        for s in socks:
+            s.settimeout(0.05)
             try:
-                return c.request("ping").status == "OK"
-            except kvf.NoReply:
-                return False
-    until(again, "new clients are served", 20)
+                while s.recv(100):
+                    pass
+                closed += 1
+            except OSError as e:
+                closed += isinstance(e, ConnectionError)
+            s.close()
+        assert closed > 0, "nobody saw a closed connection"
+        until(lambda: answers(d.endpoint), "new clients are served", 20)
+    first.ok("bye")
+    d.wipe()
 
 
 def test_peer_in_another_pid_namespace_falls_back_to_tcp(make):

@@ -26,6 +26,27 @@ static int compare(const void *a, const void *b)
     return x < y ? -1 : x > y;
 }
 
+/* What is older than two windows is forgotten, also when nothing is added. */
+static void test_hist_recent(void **state)
+{
+    static struct kvf_hist_recent h;
+    const uint64_t w = KVF_HIST_WINDOW_NS, t = 1000 * w;
+
+    (void)state;
+    assert_int_equal(kvf_hist_recent_quantile(&h, 0.99, t), 0);
+    for (int i = 0; i < 100; i++)
+        kvf_hist_recent_add(&h, 100000, t);
+    assert_int_equal(kvf_hist_recent_quantile(&h, 0.99, t), 100000);
+    kvf_hist_recent_add(&h, 5, t + w + 1);
+    assert_int_equal(kvf_hist_recent_quantile(&h, 0.99, t + w + 1), 100000);
+    assert_int_equal(kvf_hist_recent_quantile(&h, 0, t + w + 1), 5);
+    assert_int_equal(kvf_hist_recent_quantile(&h, 0.99, t + 2 * w + 2), 5);
+    assert_int_equal(kvf_hist_recent_quantile(&h, 0.99, t + 4 * w), 0);
+    kvf_hist_recent_add(&h, 6, t + 9 * w);
+    assert_int_equal(kvf_hist_recent_quantile(&h, 1, t + 9 * w), 6);
+    assert_int_equal(kvf_hist_recent_quantile(&h, 0, t + 9 * w), 6);
+}
+
 static void test_hist(void **state)
 {
     static const double shares[] = {0.01, 0.1, 0.5, 0.9, 0.99, 0.999};
@@ -338,6 +359,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_hist),
+        cmocka_unit_test(test_hist_recent),
         LOG_TEST(test_log_lines),
         LOG_TEST(test_log_long_lines_are_cut),
         LOG_TEST(test_log_limit),
