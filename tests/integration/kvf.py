@@ -110,9 +110,13 @@ class Daemon:
         self.fd_baseline = self.fds()
 
     def find_pid(self):
-        """The daemon's pid as seen here, also behind unshare."""
+        """The daemon's pid as seen here, also behind unshare. (The daemon
+        has a child of its own: the broker of file descriptors.)"""
         pid = self.proc.pid
         while True:
+            with open(f"/proc/{pid}/comm", encoding="utf-8") as f:
+                if f.read().strip() == "kvferryd":
+                    return pid
             with open(f"/proc/{pid}/task/{pid}/children",
                       encoding="utf-8") as f:
                 kids = f.read().split()

@@ -273,14 +273,21 @@ def test_view_outlives_its_owner(pair):
 
 
 @pytest.mark.parametrize("mode", ["view", "copy"])
-def test_getter_killed_with_a_claim(pair, mode):
+def test_getter_killed_with_a_claim(pair, other_process, mode):
+    """A view's bytes are reused only after its engine has exited too."""
     pair.a.put("k", kvf.pattern(8 * MIB))
+    e = other_process(pair.dst)
     if mode == "view":
-        pair.b.ok("get", key="k", mode="view")
+        e.ok("get", key="k", mode="view")
     else:
-        pair.b.send("get", key="k", mode="copy")
+        e.send("get", key="k", mode="copy")
     pair.dst.kill()
-    pair.b.close()
+    pair.b.close(bye=False)
+    if mode == "view":
+        pair.src.wait_log(r"\[KVF PEER\] \S+ down")
+        pair.src.wipe()
+        until(lambda: pair.src.pool()["draining"] >= 8 * MIB, "kept")
+    e.kill()
     pair.src.wipe()
     pair.src.assert_all_free()
 
