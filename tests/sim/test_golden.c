@@ -431,19 +431,79 @@ static void s_attempts_run_out(void)
     run(9000);
 }
 
+/* The owner does not hear us and gives us up, and we do not notice. */
+static void lose_claim(uint64_t after_ms)
+{
+    run(after_ms);
+    note("cut");
+    sim->node[1]->conf->peer_timeout_ms = 200;
+    sim_net_cut(sim, 0, 1, true);
+    run(1200);
+}
+
 static void s_claim_lost(void)
 {
     connect_first();
     put("k", 200000, 0);
     get("k", &patient);
-    run(5);
-    note("owner cannot hear us, and gives us up; we do not notice");
-    sim->node[1]->conf->peer_timeout_ms = 200;
-    sim_net_cut(sim, 0, 1, true);
-    run(1200);
+    lose_claim(5);
     note("healed");
     sim_net_cut(sim, 0, 1, false);
     run(4000);
+}
+
+/* What was in place of the old generation must not be kept. */
+static void s_claim_lost_replaced(void)
+{
+    struct sim_get *g;
+    uint64_t gen;
+
+    connect_first();
+    put("k", 1000001, 0);
+    g = get("k", &patient);
+    lose_claim(60);
+    note("replaced and healed");
+    gen = put("k", 1000001, 0);
+    sim_net_cut(sim, 0, 1, false);
+    run(4000);
+    assert_int_equal(g->got_generation, gen);
+}
+
+/* The same generation again: what is in place is kept. */
+static void s_claim_lost_same(void)
+{
+    connect_first();
+    put("k", 1000001, 0);
+    get("k", &patient);
+    lose_claim(60);
+    note("healed");
+    sim_net_cut(sim, 0, 1, false);
+    run(4000);
+    assert_true(sim->bulk_bytes < 1000001 + 3 * 262144);
+}
+
+/* Peers mapped our memory when they died: only the engine's exit frees it. */
+static void s_view_outlives_daemon(void)
+{
+    struct sim_node *getter = sim->node[0];
+    struct kvf_store_gauges g;
+
+    connect_first();
+    put("k", 70000, 1);
+    get("k", &(struct sim_get_opts){.mode = KVF_MODE_VIEW, .timeout_ms = 1000});
+    run(50);
+    note("the getter's daemon dies, its engine does not");
+    sim_node_kill(getter, false);
+    run(60000);
+    kvf_store_gauges(sim->node[1]->store, &g);
+    assert_int_equal(g.claims, 1);
+    note("the engine dies");
+    sim_proc_end(sim, getter->engine.pid);
+    getter->engine.alive = false;
+    run(100);
+    kvf_store_gauges(sim->node[1]->store, &g);
+    assert_int_equal(g.claims, 0);
+    sim_node_start(sim, 0);
 }
 
 static void s_no_wait(void)
@@ -620,6 +680,9 @@ static const struct scenario scenarios[] = {
     PLAIN(retry_resumes),
     PLAIN(attempts_run_out),
     PLAIN(claim_lost),
+    PLAIN(claim_lost_replaced),
+    PLAIN(claim_lost_same),
+    OVER_SHM(view_outlives_daemon),
     PLAIN(no_wait),
     PLAIN(generation),
     PLAIN(tombstones),
