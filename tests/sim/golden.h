@@ -1,0 +1,62 @@
+/* What the scenarios of the golden traces share. Node 0 gets, node 1 owns. */
+#ifndef KVF_TESTS_GOLDEN_H
+#define KVF_TESTS_GOLDEN_H
+
+#include "sim.h"
+
+/* X(name, over shm): s_<name>() is compared with golden/<name>.txt. */
+#define GOLDEN_SCENARIOS(X)                                                    \
+    X(eager, false)                                                            \
+    X(pull, false)                                                             \
+    X(into, false)                                                             \
+    X(view, true)                                                              \
+    X(view_refused, false)                                                     \
+    X(get_before_put, false)                                                   \
+    X(owner_late, false)                                                       \
+    X(deadline_connect, false)                                                 \
+    X(deadline_wait, false)                                                    \
+    X(deadline_transfer, false)                                                \
+    X(owner_dies_parked, false)                                                \
+    X(owner_dies_pulling, false)                                               \
+    X(owner_restarts, false)                                                   \
+    X(renewed_parked, false)                                                   \
+    X(renewed_pulling, false)                                                  \
+    X(done_lost, false)                                                        \
+    X(late_grant, false)                                                       \
+    X(cancel, false)                                                           \
+    X(hold, false)                                                             \
+    X(replace_during_read, false)                                              \
+    X(ttl_during_read, false)                                                  \
+    X(retry_resumes, false)                                                    \
+    X(attempts_run_out, false)                                                 \
+    X(claim_lost, false)                                                       \
+    X(claim_lost_replaced, false)                                              \
+    X(claim_lost_same, false)                                                  \
+    X(view_outlives_daemon, true)                                              \
+    X(no_wait, false)                                                          \
+    X(generation, false)                                                       \
+    X(tombstones, false)                                                       \
+    X(max_inflight, false)                                                     \
+    X(window, false)                                                           \
+    X(one_reader_two_gets, false)
+
+#define GOLDEN_DECLARE(name, shm) void s_##name(void);
+GOLDEN_SCENARIOS(GOLDEN_DECLARE)
+#undef GOLDEN_DECLARE
+
+extern struct sim *sim; /* of the scenario that runs */
+extern const struct sim_get_opts patient;
+
+struct sim_get *get(const char *key, const struct sim_get_opts *o);
+uint64_t put(const char *key, uint64_t size, uint64_t readers);
+void run(uint64_t ms);
+/* A line of its own in the trace. */
+void note(const char *text);
+/* Cancels a get of node 0 and lets 50 ms pass. */
+void cancel(struct sim_get *g);
+/* A session first, so that the trace begins with the get. */
+void connect_first(void);
+/* Releases what the gets so far were given, and forgets them. */
+void finish_gets(void);
+
+#endif
