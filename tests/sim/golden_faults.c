@@ -294,7 +294,7 @@ void s_generation(void)
     run(10);
     note("of an earlier start");
     o = patient;
-    o.any_generation_of = true;
+    o.has_incarnation = true;
     get("k", &o);
     run(10);
 }

@@ -195,8 +195,8 @@ uint64_t sim_put(struct sim_node *n, const char *key,
 struct sim_get_opts {
     uint64_t timeout_ms; /* 0 = none */
     enum kvf_mode mode;
-    bool no_wait, hold, any_generation_of; /* last: by metadata incarnation */
-    uint64_t generation;                   /* 0 = any */
+    bool no_wait, hold, has_incarnation;
+    uint64_t generation; /* 0 = any */
     struct kvf_id incarnation;
     uint64_t into; /* bytes, mode INTO */
 };

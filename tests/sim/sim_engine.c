@@ -294,7 +294,7 @@ struct sim_get *sim_get(struct sim_node *n, unsigned from, const char *key,
                               .mode = o->mode,
                               .has_generation = o->generation != 0,
                               .generation = o->generation,
-                              .has_incarnation = o->any_generation_of,
+                              .has_incarnation = o->has_incarnation,
                               .incarnation = o->incarnation};
     struct kvf_seg segs[2];
     struct kvf_get_params p = {.req = &req,

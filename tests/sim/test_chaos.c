@@ -93,7 +93,7 @@ static void do_get(struct sim *sim, struct sim_node *n)
     if (p != NULL && sim_chance(sim, 15))
         o.generation = p->generation;
     if (p != NULL && sim_chance(sim, 10)) {
-        o.any_generation_of = true;
+        o.has_incarnation = true;
         o.incarnation = sim->node[from]->incarnation;
     }
     if (o.mode == KVF_MODE_INTO)
