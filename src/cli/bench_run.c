@@ -1,8 +1,11 @@
 /* The requests of kvferry bench: `depth` slots, each doing one request after
  * the other, both handles in one poll loop.
  *
- * A slot owns one key at a time (`keys` are taken in turn). Failures are
- * counted and the first is told; a run in which everything fails ends early. */
+ * A slot owns one key at a time (`keys` are taken in turn). Latency is a slot's
+ * own; throughput is over the time in which at least one slot is timed. With
+ * --verify the slots wait for each other before bytes are filled or checked, so
+ * that this is part of no time. Failures are counted and the first is told; a
+ * run in which everything fails ends early. */
 #include "bench.h"
 
 #include <poll.h>
@@ -13,107 +16,159 @@ struct run;
 struct slot {
     struct run *run;
     unsigned key, round;
+    bool timed, ok, put_done, get_done;
     uint64_t t0, t1; /* of the request that is counted */
+    uint64_t ticket; /* of its get */
     struct kvferry_segment into;
-    void *source; /* what it puts */
-    bool put_done, get_done;
+    struct kvferry_buffer buffer;    /* parked: to be published */
+    void *source;                    /* what it puts */
+    struct kvferry_payload *payload; /* until it is checked */
+    void (*then)(struct slot *s);    /* when all slots are there */
 };
 
 struct run {
     struct bench *b;
     struct bench_result *r;
     struct slot *slots;
-    uint64_t started, completed, skip, end_ns, begin_ns, total;
+    uint64_t started, completed, end_ns, total;
+    uint64_t clock_ns; /* since when somebody is timed */
     int64_t cpu0;
-    unsigned active;
-    bool over;
-    char prefix[40];
+    unsigned active, timed, gathered;
+    bool over, rounds;
 };
 
-static void key_name(const struct run *run, unsigned key, char out[64])
-{
-    snprintf(out, 64, "%s-%u:0_1", run->prefix, key);
-}
-
-static void next(struct slot *s);
+static void begin(struct slot *s);
+static void turn(struct slot *s);
 
 static void fail(struct run *run, const char *what, int status,
                  const char *message)
 {
-    if (run->r->failed++ == 0)
-        snprintf(run->r->error, sizeof run->r->error, "%s: %s: %s", what,
-                 kvferry_status_name(status), message);
+    bench_failed(run->r, what, status, message);
     if (run->r->failed > 100)
         run->over = true;
 }
 
-static void finished(struct slot *s, bool ok)
-{
-    struct run *run = s->run;
-    uint64_t now = bench_now();
+/* ---- time ---------------------------------------------------------------- */
 
-    run->active--;
-    run->completed++;
-    if (run->completed == run->skip) {
-        run->begin_ns = now;
-        run->cpu0 = bench_cpu(run->b->pids);
-    } else if (ok && run->completed > run->skip) {
-        run->r->latency_ns[run->r->n++] = s->t1 - s->t0;
-    }
-    run->r->ns = now - run->begin_ns;
-    if (now > run->end_ns)
-        run->over = true;
-    next(s);
+static void clock_start(struct slot *s)
+{
+    s->timed = true;
+    s->t0 = bench_now();
+    if (s->run->timed++ == 0)
+        s->run->clock_ns = s->t0;
 }
 
-static void start_put(struct slot *s);
+static void clock_stop(struct slot *s)
+{
+    if (!s->timed)
+        return;
+    s->timed = false;
+    s->t1 = bench_now();
+    if (--s->run->timed == 0)
+        s->run->r->ns += s->t1 - s->run->clock_ns;
+}
+
+/* The warm-up is over. */
+static void clock_zero(struct run *run)
+{
+    run->cpu0 = bench_cpu(run->b->pids);
+    run->clock_ns = bench_now();
+    run->r->ns = 0;
+}
+
+/* ---- rounds -------------------------------------------------------------- */
+
+static void sweep(struct run *run)
+{
+    if (run->active == 0 || run->gathered < run->active)
+        return;
+    run->gathered = 0;
+    for (unsigned i = 0; i < run->b->depth; i++) {
+        void (*then)(struct slot *) = run->slots[i].then;
+
+        run->slots[i].then = NULL;
+        if (then != NULL)
+            then(&run->slots[i]);
+    }
+}
+
+/* Goes on with `then`: at once, or when every other slot is idle too. */
+static void gather(struct slot *s, void (*then)(struct slot *))
+{
+    if (!s->run->rounds) {
+        then(s);
+        return;
+    }
+    s->then = then;
+    s->run->gathered++;
+    sweep(s->run);
+}
+
+static void finished(struct slot *s)
+{
+    struct run *run = s->run;
+    struct bench *b = run->b;
+
+    if (s->payload != NULL && b->verify &&
+        !bench_check(s->payload, b->size, s->key)) {
+        fail(run, "verify", -KVF_CORRUPT, "wrong bytes");
+        s->ok = false;
+    }
+    kvferry_release(&s->payload);
+    run->completed++;
+    if (run->completed == b->warmup)
+        clock_zero(run);
+    else if (s->ok && run->completed > b->warmup)
+        run->r->latency_ns[run->r->n++] = s->t1 - s->t0;
+    if (bench_now() > run->end_ns)
+        run->over = true;
+    turn(s);
+}
+
+static void failed(struct slot *s, const char *what, int status,
+                   const char *message)
+{
+    s->ok = false;
+    fail(s->run, what, status, message);
+}
+
+/* ---- requests ------------------------------------------------------------ */
 
 static void get_done(struct kvferry *h, void *user,
                      const struct kvferry_result *r)
 {
     struct slot *s = user;
     struct bench *b = s->run->b;
-    struct kvferry_payload *p = r->payload;
-    bool ok = r->status == 0;
 
     (void)h;
     s->get_done = true;
-    s->t1 = bench_now();
-    if (!ok) {
-        fail(s->run, "get", r->status, r->message);
-    } else {
-        if (b->view_read) {
-            s->run->r->sum += bench_read(p);
-            s->t1 = bench_now(); /* reading counts, checking does not */
-        }
-        if (b->verify && !bench_check(p, b->size, s->key)) {
-            fail(s->run, "verify", -KVF_CORRUPT, "wrong bytes");
-            ok = false;
-        }
-        kvferry_release(&p);
-    }
-    if (b->workload == BENCH_PARKED && !s->put_done)
-        return; /* its put is still to be answered */
-    finished(s, ok);
+    s->payload = r->payload;
+    if (r->status == 0 && b->view_read)
+        s->run->r->sum += bench_read(s->payload);
+    clock_stop(s);
+    if (r->status != 0 && s->ok)
+        failed(s, "get", r->status, r->message);
+    if (b->workload != BENCH_PARKED || s->put_done)
+        gather(s, finished); /* else its put is still to be answered */
 }
 
-static void start_get(struct slot *s)
+static bool start_get(struct slot *s)
 {
     struct kvferry_get_options o = s->run->b->get;
     char key[64];
     int rc;
 
-    key_name(s->run, s->key, key);
+    bench_key(s->run->b, s->key, key);
     if (s->run->b->into) {
         o.into = &s->into;
         o.n_into = 1;
     }
-    s->get_done = false;
-    rc = kvferry_get_async(s->run->b->to, key, &o, get_done, s, NULL);
-    if (rc != 0) {
-        fail(s->run, "get", rc, kvferry_error(s->run->b->to));
-        s->run->active--;
-    }
+    rc = kvferry_get_async(s->run->b->to, key, &o, get_done, s, &s->ticket);
+    if (rc == 0)
+        return true;
+    clock_stop(s);
+    failed(s, "get", rc, kvferry_error(s->run->b->to));
+    return false;
 }
 
 static void put_done(struct kvferry *h, void *user,
@@ -125,15 +180,20 @@ static void put_done(struct kvferry *h, void *user,
     (void)h;
     s->put_done = true;
     if (w == BENCH_PUT)
-        s->t1 = bench_now();
+        clock_stop(s);
     if (r->status != 0)
-        fail(s->run, "put", r->status, r->message);
-    if (w == BENCH_PUTGET && r->status == 0)
-        start_get(s);
-    else if (w != BENCH_PARKED || s->get_done)
-        finished(s, r->status == 0);
-    else if (r->status != 0)
-        s->run->over = true; /* its get would wait for ever */
+        failed(s, "put", r->status, r->message);
+    /* The buffer of a put that failed goes back with the session. */
+    if (w == BENCH_PARKED && r->status != 0 && !s->get_done) {
+        kvferry_cancel(s->run->b->to, s->ticket);
+        return; /* get_done goes on */
+    }
+    if (w == BENCH_PUTGET && s->ok && start_get(s))
+        return;
+    if (w == BENCH_PARKED && !s->get_done)
+        return;
+    clock_stop(s);
+    gather(s, finished);
 }
 
 static void start_put(struct slot *s)
@@ -143,88 +203,160 @@ static void start_put(struct slot *s)
     char key[64];
     int rc;
 
-    key_name(s->run, s->key, key);
-    s->put_done = false;
-    if (b->verify)
-        bench_fill(s->source, b->size, s->key);
-    s->t0 = bench_now();
+    bench_key(b, s->key, key);
+    clock_start(s);
     rc = kvferry_put_async(b->from, key, s->source, b->size, &o, put_done, s,
                            NULL);
-    if (rc != 0) {
-        fail(s->run, "put", rc, kvferry_error(b->from));
-        s->run->active--;
+    if (rc == 0)
+        return;
+    clock_stop(s);
+    failed(s, "put", rc, kvferry_error(b->from));
+    gather(s, finished);
+}
+
+/* ---- parked: get, ping, alloc, fill; timed from the put on --------------- */
+
+static void publish_parked(struct slot *s)
+{
+    struct bench *b = s->run->b;
+    struct kvferry_put_options o = {.readers = 1};
+    struct kvferry_segment seg = {.id = s->buffer.id};
+    struct kvferry_result r = {.message = ""};
+    char key[64];
+
+    bench_key(b, s->key, key);
+    if (!s->get_done)
+        clock_start(s);
+    r.status = kvferry_put_segments_async(b->from, key, &seg, 1, &o, put_done,
+                                          s, NULL);
+    if (r.status != 0)
+        put_done(b->from, s, &r);
+}
+
+static void fill_parked(struct slot *s)
+{
+    if (s->run->b->verify)
+        bench_fill(s->buffer.data, s->run->b->size, s->key);
+    gather(s, publish_parked);
+}
+
+static void give_up_parked(struct slot *s)
+{
+    s->put_done = true;
+    if (s->get_done)
+        gather(s, finished);
+    else
+        kvferry_cancel(s->run->b->to, s->ticket);
+}
+
+static void alloc_done(struct kvferry *h, void *user,
+                       const struct kvferry_result *r)
+{
+    struct slot *s = user;
+
+    (void)h;
+    s->buffer = r->buffer;
+    if (r->status == 0) {
+        gather(s, fill_parked);
+        return;
     }
+    failed(s, "alloc", r->status, r->message);
+    give_up_parked(s);
 }
 
 static void ping_done(struct kvferry *h, void *user,
                       const struct kvferry_result *r)
 {
     struct slot *s = user;
+    struct bench *b = s->run->b;
+    int rc = r->status;
 
     (void)h;
-    if (r->status != 0)
-        fail(s->run, "ping", r->status, r->message);
-    if (s->run->b->workload == BENCH_PARKED) {
-        start_put(s); /* the daemon has taken the get by now */
-    } else {
-        s->t1 = bench_now();
-        finished(s, r->status == 0);
+    if (b->workload == BENCH_PING)
+        clock_stop(s);
+    if (rc != 0)
+        failed(s, "ping", rc, r->message);
+    if (b->workload == BENCH_PING) {
+        gather(s, finished);
+        return;
     }
+    /* The receiver's daemon has taken the get by now. */
+    if (rc == 0) {
+        rc = kvferry_alloc_async(b->from, b->size, alloc_done, s, NULL);
+        if (rc != 0)
+            failed(s, "alloc", rc, kvferry_error(b->from));
+    }
+    if (rc != 0)
+        give_up_parked(s);
 }
 
-static void next(struct slot *s)
+static void start_ping(struct slot *s)
 {
-    struct run *run = s->run;
+    int rc = kvferry_ping_async(s->run->b->to, ping_done, s, NULL);
+    struct kvferry_result r = {.status = rc, .message = "not sent"};
 
-    if (run->over || run->started >= run->total)
-        return;
-    run->started++;
-    run->active++;
-    /* Every slot has keys of its own (keys >= depth), so that no two use one
-     * key at the same time. */
-    s->key = (unsigned)(s - run->slots) +
-             run->b->depth * (s->round++ % (run->b->keys / run->b->depth));
-    /* A get of a key that was read before would meet its tombstone. */
-    if (run->b->workload == BENCH_PARKED)
-        s->key = (unsigned)(s - run->slots) + run->b->depth * s->round;
-    s->t0 = bench_now();
-    switch (run->b->workload) {
+    if (rc != 0)
+        ping_done(s->run->b->to, s, &r);
+}
+
+/* ---- a slot's turn ------------------------------------------------------- */
+
+static void begin(struct slot *s)
+{
+    switch (s->run->b->workload) {
     case BENCH_PUT:
     case BENCH_PUTGET:
         start_put(s);
         return;
     case BENCH_PARKED:
-        start_get(s);
-        kvferry_ping_async(run->b->to, ping_done, s, NULL);
+        if (start_get(s))
+            start_ping(s);
+        else
+            gather(s, finished);
         return;
     case BENCH_PING:
-        kvferry_ping_async(run->b->to, ping_done, s, NULL);
+        clock_start(s);
+        start_ping(s);
         return;
     case BENCH_GET:
     case BENCH_MGET:
     default:
-        start_get(s);
+        clock_start(s);
+        if (!start_get(s))
+            gather(s, finished);
         return;
     }
 }
 
-static int publish(struct run *run)
+/* The slot's next request, or its end. */
+static void turn(struct slot *s)
 {
+    struct run *run = s->run;
     struct bench *b = run->b;
-    struct kvferry_put_options o = {.readers = KVFERRY_READERS_ANY};
-    void *data = malloc(b->size);
-    int rc = data == NULL ? -(int)KVF_INTERNAL : 0;
+    unsigned nth = (unsigned)(s - run->slots);
 
-    for (unsigned k = 0; rc == 0 && k < b->keys; k++) {
-        char key[64];
-
-        key_name(run, k, key);
-        bench_fill(data, b->size, k);
-        rc = kvferry_put(b->from, key, data, b->size, &o, NULL);
+    if (run->over || run->started >= run->total) {
+        run->active--;
+        sweep(run);
+        return;
     }
-    free(data);
-    return rc != 0 ? cli_failed(b->from, rc, "bench: put") : 0;
+    run->started++;
+    /* Every slot has keys of its own (keys >= depth), so that no two use one
+     * key at the same time. A get that is to be parked needs a fresh key: one
+     * that was read before would meet its tombstone. */
+    s->round++;
+    s->key = b->workload == BENCH_PARKED
+                 ? nth + b->depth * s->round
+                 : nth + b->depth * (s->round % (b->keys / b->depth));
+    s->ok = true;
+    s->put_done = s->get_done = false;
+    s->ticket = 0;
+    if (b->workload == BENCH_PUTGET && b->verify)
+        bench_fill(s->source, b->size, s->key);
+    gather(s, begin);
 }
+
+/* ---- a run --------------------------------------------------------------- */
 
 static int prepare(struct run *run)
 {
@@ -236,7 +368,7 @@ static int prepare(struct run *run)
         int rc;
 
         s->run = run;
-        if (b->workload != BENCH_GET && b->workload != BENCH_PING) {
+        if (b->workload == BENCH_PUT || b->workload == BENCH_PUTGET) {
             s->source = malloc(b->size);
             if (s->source == NULL)
                 return CLI_IO;
@@ -250,7 +382,7 @@ static int prepare(struct run *run)
         s->into.id = buf.id;
         s->into.length = b->size;
     }
-    return b->workload == BENCH_GET ? publish(run) : 0;
+    return b->workload == BENCH_GET ? bench_publish(b) : 0;
 }
 
 static void loop(struct run *run)
@@ -258,9 +390,10 @@ static void loop(struct run *run)
     struct kvferry *h[2] = {run->b->from, run->b->to};
     unsigned n = h[0] == h[1] ? 1 : 2;
 
+    run->active = run->b->depth;
     for (unsigned i = 0; i < run->b->depth; i++)
-        next(&run->slots[i]);
-    while (run->active > 0 && !(run->over && run->r->failed > 100)) {
+        turn(&run->slots[i]);
+    while (run->active > 0) {
         struct pollfd pf[2];
         int did = 0;
 
@@ -278,13 +411,7 @@ static void clean_up(struct run *run)
 {
     struct bench *b = run->b;
 
-    for (unsigned k = 0; k < b->keys && b->workload != BENCH_PING; k++) {
-        char request[64];
-
-        key_name(run, k, request);
-        *strrchr(request, ':') = '\0';
-        kvferry_cleanup(b->from, request, -1, -1, NULL);
-    }
+    kvferry_cleanup(b->from, b->prefix, -1, -1, NULL);
     for (unsigned i = 0; i < b->depth; i++) {
         if (run->slots[i].into.id != 0)
             kvferry_free(b->to, run->slots[i].into.id);
@@ -296,100 +423,23 @@ static void clean_up(struct run *run)
 int bench_run(struct bench *b, struct bench_result *r)
 {
     struct run run = {.b = b, .r = r};
-    int64_t cpu;
     int rc;
 
-    memset(r, 0, sizeof *r);
-    run.skip = b->warmup;
+    rc = bench_begin(b, r);
+    if (rc != 0)
+        return rc;
     run.total = b->count + b->warmup;
-    snprintf(run.prefix, sizeof run.prefix, "bench-%llx",
-             (unsigned long long)bench_now());
+    run.rounds = b->verify && b->workload != BENCH_PUT;
     run.slots = calloc(b->depth, sizeof *run.slots);
-    r->latency_ns = malloc((run.total + 1) * sizeof *r->latency_ns);
-    if (run.slots == NULL || r->latency_ns == NULL) {
-        free(run.slots);
+    if (run.slots == NULL)
         return CLI_IO;
-    }
     rc = prepare(&run);
     if (rc == 0) {
-        run.begin_ns = bench_now();
-        run.end_ns = run.begin_ns + b->duration_ms * 1000000;
-        run.cpu0 = bench_cpu(b->pids);
+        run.end_ns = bench_now() + b->duration_ms * 1000000;
+        clock_zero(&run);
         loop(&run);
-        cpu = bench_cpu(b->pids);
-        r->cpu_s =
-            cpu >= 0 && run.cpu0 >= 0 ? (double)(cpu - run.cpu0) / 1e9 : -1;
+        bench_end(b, r, run.cpu0);
     }
     clean_up(&run);
-    return rc;
-}
-
-/* ---- mget: `depth` keys in one blocking request -------------------------- */
-
-static int mget_loop(struct run *run, struct kvferry_mget_item *items,
-                     char (*names)[64])
-{
-    struct bench *b = run->b;
-
-    for (uint64_t i = 0; i < run->total && bench_now() < run->end_ns; i++) {
-        uint64_t t0 = bench_now();
-        int rc;
-
-        if (i == run->skip) {
-            run->begin_ns = t0;
-            run->cpu0 = bench_cpu(b->pids);
-        }
-        for (unsigned k = 0; k < b->depth; k++) {
-            key_name(run, (unsigned)((i * b->depth + k) % b->keys), names[k]);
-            items[k].key = names[k];
-            items[k].options = b->get;
-        }
-        rc = kvferry_mget(b->to, items, b->depth, 0, false);
-        if (rc != 0)
-            return cli_failed(b->to, rc, "bench: mget");
-        for (unsigned k = 0; k < b->depth; k++) {
-            if (items[k].status != 0)
-                fail(run, "mget", items[k].status, items[k].message);
-            else if (b->verify && !bench_check(items[k].payload, b->size,
-                                               (i * b->depth + k) % b->keys))
-                fail(run, "verify", -KVF_CORRUPT, "wrong bytes");
-            kvferry_release(&items[k].payload);
-        }
-        if (i >= run->skip)
-            run->r->latency_ns[run->r->n++] = bench_now() - t0;
-    }
-    run->r->ns = bench_now() - run->begin_ns;
-    return 0;
-}
-
-int bench_mget(struct bench *b, struct bench_result *r)
-{
-    struct run run = {.b = b, .r = r};
-    struct kvferry_mget_item *items = calloc(b->depth, sizeof *items);
-    char(*names)[64] = calloc(b->depth, 64);
-    int64_t cpu;
-    int rc = CLI_IO;
-
-    memset(r, 0, sizeof *r);
-    run.skip = b->warmup;
-    run.total = b->count + b->warmup;
-    run.slots = calloc(b->depth, sizeof *run.slots);
-    snprintf(run.prefix, sizeof run.prefix, "bench-%llx",
-             (unsigned long long)bench_now());
-    r->latency_ns = malloc((run.total + 1) * sizeof *r->latency_ns);
-    if (items != NULL && names != NULL && run.slots != NULL &&
-        r->latency_ns != NULL && (rc = publish(&run)) == 0) {
-        run.begin_ns = bench_now();
-        run.end_ns = run.begin_ns + b->duration_ms * 1000000;
-        rc = mget_loop(&run, items, names);
-        cpu = bench_cpu(b->pids);
-        r->cpu_s =
-            cpu >= 0 && run.cpu0 >= 0 ? (double)(cpu - run.cpu0) / 1e9 : -1;
-        clean_up(&run);
-    } else {
-        free(run.slots);
-    }
-    free(items);
-    free(names);
     return rc;
 }

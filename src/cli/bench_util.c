@@ -1,4 +1,4 @@
-/* Bytes, CPU time and figures of kvferry bench. */
+/* Keys, bytes, CPU time and figures of kvferry bench. */
 #include "bench.h"
 
 #include "memory/copy.h"
@@ -15,6 +15,51 @@ uint64_t bench_now(void)
 
     clock_gettime(CLOCK_MONOTONIC, &ts);
     return (uint64_t)ts.tv_sec * 1000000000ull + (uint64_t)ts.tv_nsec;
+}
+
+int bench_begin(struct bench *b, struct bench_result *r)
+{
+    memset(r, 0, sizeof *r);
+    snprintf(b->prefix, sizeof b->prefix, "bench-%" PRIx64, bench_now());
+    r->latency_ns = malloc((b->count + b->warmup + 1) * sizeof *r->latency_ns);
+    return r->latency_ns == NULL ? CLI_IO : 0;
+}
+
+void bench_end(const struct bench *b, struct bench_result *r, int64_t cpu0)
+{
+    int64_t cpu = bench_cpu(b->pids);
+
+    r->cpu_s = cpu >= 0 && cpu0 >= 0 ? (double)(cpu - cpu0) / 1e9 : -1;
+}
+
+void bench_failed(struct bench_result *r, const char *what, int status,
+                  const char *message)
+{
+    if (r->failed++ == 0)
+        snprintf(r->error, sizeof r->error, "%s: %s: %s", what,
+                 kvferry_status_name(status), message);
+}
+
+void bench_key(const struct bench *b, unsigned key, char out[64])
+{
+    snprintf(out, 64, "%s:%u_1", b->prefix, key);
+}
+
+int bench_publish(struct bench *b)
+{
+    struct kvferry_put_options o = {.readers = KVFERRY_READERS_ANY};
+    void *data = malloc(b->size);
+    int rc = data == NULL ? -(int)KVF_INTERNAL : 0;
+
+    for (unsigned k = 0; rc == 0 && k < b->keys; k++) {
+        char key[64];
+
+        bench_key(b, k, key);
+        bench_fill(data, b->size, k);
+        rc = kvferry_put(b->from, key, data, b->size, &o, NULL);
+    }
+    free(data);
+    return rc != 0 ? cli_failed(b->from, rc, "bench: put") : 0;
 }
 
 static uint64_t word(uint64_t seed, uint64_t i)
@@ -130,13 +175,16 @@ static int by_value(const void *a, const void *b)
     return *x < *y ? -1 : *x > *y;
 }
 
+/* The smallest latency (us) that q of the requests did not exceed. */
 static double at(const struct bench_result *r, double q)
 {
-    uint64_t i = (uint64_t)(q * (double)r->n);
+    uint64_t rank = (uint64_t)(q * (double)r->n);
 
     if (r->n == 0)
         return 0;
-    return (double)r->latency_ns[i < r->n ? i : r->n - 1] / 1000;
+    if ((double)rank < q * (double)r->n)
+        rank++;
+    return (double)r->latency_ns[rank > 0 ? rank - 1 : 0] / 1000;
 }
 
 void bench_header(const struct bench *b)

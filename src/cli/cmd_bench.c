@@ -143,8 +143,10 @@ static int open_both(struct cli *c, struct args *a)
     if (a->to != NULL) {
         c->endpoint = a->to;
         rc = cli_open(c, 0, &b->to);
-        if (rc != 0)
+        if (rc != 0) {
+            b->to = b->from;
             return rc;
+        }
     }
     kvferry_info(b->from, &from);
     kvferry_info(b->to, &to);
@@ -201,10 +203,16 @@ int cli_bench(struct cli *c, int argc, char **argv)
     while ((code = cli_getopt(c, argc, argv, "", options)) != -1)
         if (code == '?' || !option(code, &a))
             return cli_usage(c, "bad option");
+    if (argc != optind)
+        return cli_usage(c, "takes no argument");
+    if (a.b.into && a.b.workload == BENCH_MGET)
+        return cli_usage(c, "mget has no mode into");
     if (a.copy) {
         bench_copy(a.b.json);
         return 0;
     }
+    if (a.b.workload == BENCH_PING || a.b.workload == BENCH_PUT)
+        a.b.verify = a.b.view_read = false; /* nothing comes back */
     if (a.b.keys < a.b.depth)
         a.b.keys = a.b.depth;
     rc = open_both(c, &a);
