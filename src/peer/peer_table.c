@@ -141,6 +141,11 @@ const struct kvf_why *kvf_peer_why(const struct kvf_peer *p)
     return &p->why;
 }
 
+uint64_t kvf_peer_heard_ns(const struct kvf_peer *p)
+{
+    return p->last_rx_ns;
+}
+
 bool kvf_peer_has_shm(const struct kvf_peer *p)
 {
     return p->shm_ok;
