@@ -189,6 +189,23 @@ void kvf_peers_on_message(struct kvf_peers *ps, const void *rid, size_t rid_len,
     kvf_peer_done(&m);
 }
 
+/* The owners of the old views are not known any more: those that the
+ * configuration names are dialled, so that their HELLO carries the notice. */
+static void dial_likely_owners(struct kvf_peers *ps)
+{
+    struct kvf_worker w;
+    char host[KVF_CONF_TEXT];
+    struct kvf_peer *p;
+    uint16_t port;
+
+    for (const struct kvf_place *pl = ps->places; pl != NULL; pl = pl->hh.next)
+        if (!kvf_worker_equal(&pl->worker, &ps->env.conf->self))
+            kvf_peer_at(ps, pl->host, pl->port, &p, NULL);
+    if (kvf_directory_map(ps, false, 0, false, 0, false, 0, &w, NULL) == 0 &&
+        kvf_directory_find(ps, &w, host, sizeof host, &port, NULL) == 0)
+        kvf_peer_at(ps, host, port, &p, NULL);
+}
+
 void kvf_peers_unmapped(struct kvf_peers *ps, const struct kvf_peer_gone *gone)
 {
     struct kvf_peer *p, *next;
@@ -196,6 +213,7 @@ void kvf_peers_unmapped(struct kvf_peers *ps, const struct kvf_peer_gone *gone)
 
     kvf_guest_unmapped(ps, gone);
     /* Owners that are not connected now learn it from our next HELLO. */
+    dial_likely_owners(ps);
     if (ps->n_gone == KVF_GONE_MAX)
         memmove(ps->gone, ps->gone + 1, --ps->n_gone * sizeof *ps->gone);
     ps->gone[ps->n_gone++] = *gone;
