@@ -1,7 +1,8 @@
 """Processes of bench/compare: two daemons, peers' servers, bare programs.
 
 Everything is started with a death signal, so that nothing outlives the script,
-and binds 127.0.0.1 only. A program that fails raises Failed with its words.
+in a session of its own, so that ^C reaches the script alone, and binds 127.0.0.1
+only. A program that fails raises Failed with its words.
 """
 import ctypes
 import json
@@ -38,7 +39,7 @@ def start(argv, env=None, output=subprocess.PIPE, cpu=None):
     return subprocess.Popen(argv, env={**os.environ, **(env or {})},
                             stdin=subprocess.DEVNULL, stdout=output,
                             stderr=subprocess.STDOUT, text=True,
-                            preexec_fn=prepare)
+                            start_new_session=True, preexec_fn=prepare)
 
 
 def stop(proc, sig=signal.SIGTERM):
