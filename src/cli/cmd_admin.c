@@ -81,6 +81,8 @@ int cli_drain(struct cli *c, int argc, char **argv)
     while ((code = cli_getopt(c, argc, argv, "", options)) != -1)
         if (code == '?' || !cli_ms(optarg, &timeout_ms))
             return cli_usage(c, "bad option");
+    if (argc != optind)
+        return cli_usage(c, "takes no argument");
     rc = cli_open(c, KVFERRY_NO_SESSION, &h);
     if (rc != 0)
         return rc;

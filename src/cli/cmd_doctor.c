@@ -65,6 +65,8 @@ int cli_doctor(struct cli *c, int argc, char **argv)
             return CLI_USAGE;
         d.json = true;
     }
+    if (argc != optind)
+        return cli_usage(c, "takes no argument");
     d.conf = malloc(sizeof *d.conf);
     if (d.conf == NULL)
         return CLI_IO;

@@ -120,6 +120,8 @@ int cli_status(struct cli *c, int argc, char **argv)
             return cli_usage(c, "bad option");
         json |= code == 1;
     }
+    if (argc != optind)
+        return cli_usage(c, "takes no argument");
     rc = cli_open(c, KVFERRY_NO_SESSION, &h);
     if (rc != 0)
         return rc;

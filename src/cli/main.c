@@ -96,6 +96,11 @@ static const struct cli_command *find(const char *name)
     return NULL;
 }
 
+static void explain(const char *help)
+{
+    printf("usage: kvferry %s\n%s", help, common_help);
+}
+
 static int cli_help(struct cli *c, int argc, char **argv)
 {
     const struct cli_command *cmd;
@@ -105,17 +110,16 @@ static int cli_help(struct cli *c, int argc, char **argv)
         return 0;
     }
     cmd = find(argv[1]);
-    if (cmd == NULL)
-        return cli_usage(c, "no subcommand %s", argv[1]);
-    printf("usage: kvferry %s\n%s", cmd->help, common_help);
+    if (cmd == NULL || argc > 2)
+        return cli_usage(c, "no subcommand %s", argv[argc - 1]);
+    explain(cmd->help);
     return 0;
 }
 
 int cli_version(struct cli *c, int argc, char **argv)
 {
-    (void)c;
-    (void)argc;
-    (void)argv;
+    if (argv != NULL && cli_no_arguments(c, argc, argv) != 0)
+        return CLI_USAGE;
     printf("kvferry %s\n", kvferry_version());
     return 0;
 }
@@ -191,7 +195,7 @@ int cli_getopt(struct cli *c, int argc, char **argv, const char *shorts,
         if (code < 1000)
             return code;
         if (code == O_HELP) {
-            printf("usage: kvferry %s%s", c->help, common_help);
+            explain(c->help);
             exit(0);
         }
         if (!common_option(c, code, optarg)) {
@@ -201,8 +205,19 @@ int cli_getopt(struct cli *c, int argc, char **argv, const char *shorts,
     }
 }
 
+int cli_no_arguments(struct cli *c, int argc, char **argv)
+{
+    int code;
+
+    while ((code = cli_getopt(c, argc, argv, "", NULL)) != -1)
+        if (code == '?')
+            return CLI_USAGE;
+    return optind == argc ? 0 : cli_usage(c, "takes no argument");
+}
+
 int main(int argc, char **argv)
 {
+    static char name[64]; /* getopt begins its messages with it */
     const struct cli_command *cmd;
     struct cli c = {.name = "kvferry"};
 
@@ -224,5 +239,7 @@ int main(int argc, char **argv)
     }
     c.help = cmd->help;
     c.name = cmd->name;
+    snprintf(name, sizeof name, "kvferry %s", cmd->name);
+    argv[1] = name;
     return cmd->run(&c, argc - 1, argv + 1);
 }
