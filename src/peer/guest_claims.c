@@ -33,6 +33,7 @@ static struct kvf_engine_watch *engine_hold(struct kvf_guest *g, uint64_t pid,
         e = kvf_container_of(n, struct kvf_engine_watch, node);
         if (e->pid == pid && e->start == start && !e->gone) {
             e->claims++;
+            e->unmapped = false;
             return e;
         }
     }
@@ -101,26 +102,28 @@ void kvf_guest_reap(struct kvf_guest *g)
             kvf_container_of(n, struct kvf_claim, holder_node);
         const struct kvf_engine_watch *e = c->holder_data;
 
-        if (e == NULL || e->gone)
-            claim_end(c, false);
+        if (e == NULL || e->gone || e->unmapped)
+            claim_end(c, e != NULL && e->unmapped);
     }
 }
 
+/* Anybody may say this of any process, and the notice may come before the
+ * news that the daemon has ended: nothing ends before that. */
 void kvf_guest_unmapped(struct kvf_peers *ps, const struct kvf_peer_gone *gone)
 {
     struct kvf_guest *g;
 
     HASH_FIND(hh, ps->guests, &gone->incarnation, sizeof gone->incarnation, g);
-    if (g == NULL || g->up)
-        return; /* only of a daemon that is no more */
-    kvf_list_for_each_safe (n, &g->claims) {
-        struct kvf_claim *c =
-            kvf_container_of(n, struct kvf_claim, holder_node);
-        const struct kvf_engine_watch *e = c->holder_data;
+    if (g == NULL)
+        return;
+    kvf_list_for_each (n, &g->engines) {
+        struct kvf_engine_watch *e =
+            kvf_container_of(n, struct kvf_engine_watch, node);
 
-        if (e != NULL && e->pid == gone->pid && e->start == gone->start)
-            claim_end(c, true);
+        if (e->pid == gone->pid && e->start == gone->start)
+            e->unmapped = true;
     }
+    kvf_guest_reap(g);
     kvf_guest_settle(g);
 }
 

@@ -74,6 +74,7 @@ struct kvf_engine_watch {
     uint64_t pid, start;
     unsigned claims;
     bool gone;
+    bool unmapped; /* it says so; counts once its daemon has ended */
     struct kvf_proc_watch *watch;
     struct kvf_list node; /* in guest->engines */
 };

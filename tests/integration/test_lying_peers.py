@@ -1,0 +1,237 @@
+"""Daemons that speak the peer protocol and lie in what they say."""
+import os
+import time
+
+import pytest
+
+import kvf
+from kvf import MIB, until
+from kvf_peer import (ABORT, DENY, DONE, GRANT, REVOKED, STALE, UNMAPPED, ZERO,
+                      Getter, Owner, sleeper, start_of)
+
+
+@pytest.fixture
+def owner():
+    made = []
+
+    def start(*args, **kw):
+        made.append(Owner(*args, **kw))
+        return made[-1]
+    yield start
+    for o in made:
+        o.close()
+
+
+@pytest.fixture
+def getter():
+    made = []
+
+    def start(*args, **kw):
+        made.append(Getter(*args, **kw))
+        return made[-1]
+    yield start
+    for g in made:
+        g.close()
+
+
+def growing(sizes, generations=None):
+    """Grants of other sizes each time; the claim before is then unknown."""
+    n = [0]
+
+    def on_ask(o, ask):
+        i = min(n[0], len(sizes) - 1)
+        n[0] += 1
+        o.grant(ask, sizes[i],
+                generation=generations[i] if generations else i + 1)
+    return on_ask
+
+
+def only(claim):
+    def on_read(c, offset, length):
+        return (0, b"y" * length) if c == claim else (STALE, b"")
+    return on_read
+
+
+# -- owners that lie ------------------------------------------------------
+@pytest.mark.parametrize("mode", ["copy", "inline"])
+@pytest.mark.parametrize("generations", [(1, 2), (1, 1)])
+def test_a_second_grant_of_another_size(daemon, owner, mode, generations):
+    b = daemon.engine()
+    fake = owner(growing([100, 60000], generations), only(2))
+    r = b.request("get", key="k", mode=mode, source=fake.source)
+    if r.status == "OK":
+        assert r["size"] == 60000
+        assert b.bytes_of(r) == b"y" * 60000
+
+
+def test_a_second_grant_of_another_size_while_queued(make, owner):
+    """The get waits for its edge with a buffer reserved for the first
+    grant."""
+    d = make(1, conf={"edge 0->1": {"max_inflight": 1}})
+    b = d.engine()
+    free = [False]
+
+    def on_read(claim, offset, length):
+        until(lambda: free[0], "released")
+        return 0, b"y" * length
+
+    def on_ask(o, ask):
+        if ask["key"] == "first":
+            o.grant(ask, 5000)
+        elif o.claims == 1:
+            o.send(REVOKED, claim=o.grant(ask, 100), text="replaced")
+        else:
+            o.grant(ask, 300000, generation=2)
+            free[0] = True
+    fake = owner(on_ask, on_read)
+    w = b.send("get", key="first", mode="copy", source=fake.source)
+    until(lambda: fake.claims == 1, "the first is asked for")
+    w2 = b.send("get", key="k", mode="copy", source=fake.source)
+    until(lambda: fake.claims == 2, "the second is granted")
+    after = b.filled(kvf.pattern(200000))
+    assert b.recv(w).status == "OK"
+    r = b.recv(w2)
+    assert r.status == "OK" and b.bytes_of(r) == b"y" * 300000
+    assert b.peek(after) == kvf.pattern(200000)
+
+
+def test_a_claim_over_shm_that_is_revoked_during_the_copy(daemon, owner):
+    b = daemon.engine()
+
+    def on_ask(o, ask):
+        claim = o.grant(ask, 24 * MIB, segs=[(0, kvf.HEADER, 24 * MIB)])
+        o.send(REVOKED, claim=claim, text="replaced")
+    fake = owner(on_ask, only(0), shm_size=32 * MIB, fill=b"z")
+    r = b.request("get", key="k", mode="copy", source=fake.source,
+                  timeout_ms=2000)
+    assert r.status != "OK", dict(r)
+
+
+@pytest.mark.parametrize("segs", [
+    [(0, 0, 8192)], [(0, kvf.HEADER, 1 << 40)], [(0, (1 << 64) - 4096, 8192)],
+    [(0, (1 << 20) - 4096, 8192)], [(1, 0, 8192)], [(64, 0, 8192)],
+    [(0, kvf.HEADER, 4096), (0, kvf.HEADER, 4096)],
+    [(0, kvf.HEADER, 0), (0, kvf.HEADER, 8192)]])
+@pytest.mark.parametrize("mode", ["view", "copy", "inline", "auto"])
+def test_segments_that_lie_elsewhere(daemon, owner, segs, mode):
+    b = daemon.engine()
+    fake = owner(lambda o, ask: o.grant(ask, 8192, segs=segs),
+                 lambda c, at, n: (0, b"y" * n), shm_size=MIB, fill=b"y")
+    r = b.request("get", key="k", mode=mode, source=fake.source,
+                  timeout_ms=1000)
+    if r.status == "OK":
+        assert b.bytes_of(r) == b"y" * 8192
+
+
+@pytest.mark.parametrize("mode", ["view", "copy", "inline", "auto", "into"])
+def test_eager_bytes_that_were_not_asked_for(daemon, owner, mode):
+    b = daemon.engine()
+    fake = owner(lambda o, ask: o.grant(ask, 2 * MIB, b"y" * (2 * MIB)))
+    into = {}
+    if mode == "into":
+        into["into"] = [{"buffer": b.alloc(4096)["buffer"]}]
+    else:
+        into["mode"] = mode
+    r = b.request("get", key="k", source=fake.source, timeout_ms=1000, **into)
+    assert r.status == {"view": "UNSUPPORTED", "inline": "TOO_LARGE",
+                        "into": "MISMATCH"}.get(mode, "OK"), dict(r)
+
+
+@pytest.mark.parametrize("bytes_", [
+    lambda n: b"", lambda n: b"y" * (n - 1), lambda n: b"y" * (n + 1),
+    lambda n: b"y" * (2 * n)])
+@pytest.mark.parametrize("status", [0, 21, 22, 1 << 31])
+def test_bulk_answers_of_another_length(daemon, owner, bytes_, status):
+    b = daemon.engine()
+    fake = owner(lambda o, ask: o.grant(ask, 100000),
+                 lambda c, at, n: (status, bytes_(n)))
+    r = b.request("get", key="k", mode="copy", source=fake.source,
+                  timeout_ms=1500)
+    assert r.status in ("TRANSPORT", "TRANSFER_TIMEOUT", "PEER_UNREACHABLE",
+                        "INTERNAL"), dict(r)
+
+
+def test_one_claim_for_two_gets(daemon, owner):
+    b = daemon.engine()
+    fake = owner(lambda o, ask: o.grant(ask, 100000, claim=1),
+                 lambda c, at, n: (time.sleep(0.05), (0, b"y" * n))[1])
+    ws = [b.send("get", key=f"k{i}", mode="copy", source=fake.source,
+                 timeout_ms=1000) for i in range(8)]
+    got = [b.recv(w).status for w in ws]
+    assert set(got) <= {"OK", "TIMEOUT"} and "OK" in got, got
+
+
+def test_grants_and_denials_of_asks_that_are_not_there(daemon, owner):
+    b = daemon.engine()
+
+    def on_ask(o, ask):
+        for i in range(50):
+            o.grant({"ask": ask["ask"] + i - 25 if i != 25 else 1 << 60}, 10)
+            o.send(DENY, ask=(1 << 63) + i, status=9, generation=0, size=0,
+                   text="")
+        for i in range(20):
+            o.send(REVOKED, claim=i * 7, text="x")
+        o.send(DENY, ask=ask["ask"], status=9, generation=0, size=0, text="no")
+    fake = owner(on_ask)
+    for i in range(5):
+        assert b.request("get", key=f"k{i}", source=fake.source,
+                         timeout_ms=1000).status == "FAILED"
+
+
+# -- getters that lie -----------------------------------------------------
+def test_unmapped_of_a_daemon_that_lives_but_is_silent(daemon, getter):
+    """Silence of the getter's daemon proves nothing about its engine."""
+    a = daemon.engine()
+    a.put("k", kvf.pattern(100000), readers=1, ttl_ms=600000)
+    victim, liar = getter(daemon, shm=True), getter(daemon, worker=(1, 1, 0))
+    engine = sleeper()
+    try:
+        victim.hello()
+        liar.hello()
+        g = victim.claim("k", mode="view", view_pid=engine.pid)
+        assert g["shm"]
+        daemon.wait_log(r"1\.0 down \(getter\)|1\.0.* down")
+        liar.hello()
+        liar.send(UNMAPPED, incarnation=victim.incarnation, pid=engine.pid,
+                  start=start_of(engine.pid))
+        liar.hello(gone=[victim.incarnation + engine.pid.to_bytes(8, "big")
+                         + start_of(engine.pid).to_bytes(8, "big")])
+        assert daemon.pool()["claimed"] >= 100000, daemon.pool()
+        victim.hello(live=[g["claim"]])
+        assert daemon.pool()["claimed"] >= 100000, daemon.pool()
+        victim.send(DONE, claim=g["claim"], token=g["token"])
+        daemon.assert_all_free()
+    finally:
+        engine.kill()
+        engine.wait()
+
+
+def test_claims_of_others(daemon, getter):
+    a = daemon.engine()
+    a.put("k", kvf.pattern(100000), readers=1)
+    victim, liar = getter(daemon), getter(daemon, worker=(1, 1, 0))
+    victim.hello()
+    liar.hello()
+    g = victim.claim("k")
+    for token in (ZERO, g["token"]):
+        for type_ in (DONE, ABORT):
+            liar.send(type_, claim=g["claim"], token=token)
+    victim.send(DONE, claim=g["claim"], token=ZERO)
+    liar.hello(live=[g["claim"]])
+    assert daemon.pool()["claimed"] >= 100000
+    victim.send(DONE, claim=g["claim"], token=g["token"])
+    daemon.assert_all_free()
+
+
+def test_many_incarnations_on_one_connection(daemon, getter):
+    """Each takes the routing id over from the one before."""
+    a = daemon.engine()
+    a.put("k", b"x" * 100000, readers=0)
+    g = getter(daemon)
+    for i in range(300):
+        g.incarnation = os.urandom(16)
+        g.hello()
+        g.ask("never", wait=True)
+        g.claim("k")
+    until(lambda: daemon.pool()["claimed"] <= 100096, "old claims end")
+    assert daemon.stats()
