@@ -156,6 +156,7 @@ void kvf_peer_on_revoked(struct kvf_peer *p, uint64_t claim, const char *text)
     if (gp == NULL)
         return;
     kvf_fail(&why, KVF_STALE, "claim ended by %s: %s", p->name, text);
+    gp->g->revoked = true;
     lose(gp->g, &why);
 }
 

@@ -160,8 +160,9 @@ struct kvf_grant {
     struct kvf_claim *local; /* then this */
     uint64_t generation, size, checksum;
     bool has_checksum;
-    bool shm;  /* segments are mapped here: view and shm copy are possible */
-    bool lost; /* the owner ended it, or the session is gone */
+    bool shm;     /* segments are mapped here: view and shm copy are possible */
+    bool lost;    /* the owner ended it, or the session is gone */
+    bool revoked; /* the owner ended it: its memory may hold other bytes now */
     void *meta;
     size_t meta_len;
     const void *eager; /* the bytes, if they came along: they lie in the

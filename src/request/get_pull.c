@@ -166,6 +166,8 @@ static void on_lost(struct kvf_grant *gr, const struct kvf_why *why)
         return; /* the transfer ends by itself and finds it lost */
     case KVF_GET_CLAIMED:
     case KVF_GET_RETRYING:
+        /* It queues again with its next claim. */
+        kvf_list_unlink(&g->edge_node);
         if (g->peer != NULL && kvf_peer_state(g->peer) == KVF_PEER_UP) {
             kvf_get_feed(g, KVF_GET_EV_LOST);
             return;
@@ -180,18 +182,20 @@ static void on_lost(struct kvf_grant *gr, const struct kvf_why *why)
     }
 }
 
-/* Another grant for the same get (the first was lost): what is in place counts
- * only if it is of the same generation. */
+/* Another grant for the same get (the first was lost): what is in place, and
+ * the memory that was reserved for it, count only if it is the same payload. */
 static void compare_with_previous(struct kvf_get *g, const struct kvf_grant *gr,
-                                  uint64_t generation)
+                                  const struct kvf_grant *before)
 {
-    if (g->pull == NULL || generation == gr->generation)
+    if (before->generation == gr->generation && before->size == gr->size)
         return;
     kvf_pull_free(g);
     if (g->buffer != NULL) {
         kvf_buffer_retire(g->buffer);
         g->buffer = NULL;
     }
+    free(g->stash);
+    g->stash = NULL;
 }
 
 void kvf_get_on_grant(struct kvf_get *g, struct kvf_grant *gr)
@@ -202,7 +206,7 @@ void kvf_get_on_grant(struct kvf_get *g, struct kvf_grant *gr)
 
     g->t_granted = kvf_sched_clock(g->gs->env.sched);
     if (g->grant != NULL) {
-        compare_with_previous(g, gr, g->grant->generation);
+        compare_with_previous(g, gr, g->grant);
         kvf_grant_abort(g->grant);
     }
     g->grant = gr;
@@ -439,8 +443,12 @@ static void on_xfer_done(struct kvf_xfer *x, int status,
         kvf_get_feed(g, KVF_GET_EV_QUIET);
         return;
     }
-    if (status == 0 && g->grant->lost && !g->grant->shm) {
-        /* The last byte came, but the claim had ended before it. */
+    if (g->grant->shm && g->grant->revoked)
+        kvf_xfer_reset(x); /* who knows what was copied since */
+    if (status == 0 && g->grant->lost &&
+        (!g->grant->shm || g->grant->revoked)) {
+        /* The last byte came, but the claim had ended before it. Over shm only
+         * the owner's word counts: a dead owner leaves its memory as it is. */
         kvf_fail(&lost, KVF_STALE, "the claim ended during the transfer");
         broken(g, &lost);
         return;
