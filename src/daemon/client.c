@@ -99,6 +99,8 @@ struct kvf_client *kvf_client_of(struct kvf_server *s, const void *rid,
     HASH_FIND(hh, s->clients_by_rid, rid, (unsigned)rid_len, c);
     if (c != NULL && strncmp(c->address, address, sizeof c->address - 1) != 0) {
         kvf_client_drop(c);
+        /* What waited for the old one is not for the newcomer. */
+        kvf_zsock_give_up(s->engine, rid, rid_len);
         c = NULL;
     }
     if (c == NULL)
@@ -157,7 +159,7 @@ void kvf_client_drop(struct kvf_client *c)
     /* Its requests have nobody to answer to. The last one to end frees c: an
      * extra reference keeps it while they are cancelled. */
     c->outstanding++;
-    kvf_client_cancel(c, NULL, 0, KVF_CANCELLED, "the client is gone");
+    kvf_client_cancel(c, NULL, NULL, 0, KVF_CANCELLED, "the client is gone");
     if (--c->outstanding == 0)
         free(c);
 }
@@ -198,8 +200,11 @@ int kvf_pending_begin(struct kvf_pending *p, struct kvf_call *call,
     kvf_list_push_back(&p->client->pending, &p->node);
     p->client->outstanding++;
     call->s->n_pending++;
-    if (p->session != NULL)
+    kvf_list_init(&p->session_node);
+    if (p->session != NULL) {
         p->session->n_pending++;
+        kvf_list_push_back(&p->session->pending, &p->session_node);
+    }
     return 0;
 }
 
@@ -236,6 +241,7 @@ void kvf_pending_end(struct kvf_pending *p)
     struct kvf_session *ss = p->session;
 
     kvf_list_unlink(&p->node);
+    kvf_list_unlink(&p->session_node);
     if (p->id != p->id_small)
         free(p->id);
     c->server->n_pending--;
@@ -247,23 +253,50 @@ void kvf_pending_end(struct kvf_pending *p)
         free(c);
 }
 
-unsigned kvf_client_cancel(struct kvf_client *c, const uint8_t *id,
+static bool has_id(const struct kvf_pending *p, const uint8_t *id, size_t len)
+{
+    return id == NULL || (p->id_len == len && memcmp(p->id, id, len) == 0);
+}
+
+/* A cancel may end its request at once, but no other's: still, each is taken
+ * off a list of its own so that none is met twice. */
+unsigned kvf_client_cancel(struct kvf_client *c,
+                           const struct kvf_session *except, const uint8_t *id,
                            size_t id_len, enum kvf_status status,
                            const char *text)
 {
     struct kvf_list all, *n;
     unsigned count = 0;
 
-    /* A cancel may end its request at once, but no other's: still, take each
-     * off a list of its own so that none is met twice. */
     kvf_list_init(&all);
     kvf_list_splice(&all, &c->pending);
     while ((n = kvf_list_pop(&all)) != NULL) {
         struct kvf_pending *p = kvf_container_of(n, struct kvf_pending, node);
 
         kvf_list_push_back(&c->pending, &p->node);
-        if (id != NULL &&
-            (p->id_len != id_len || memcmp(p->id, id, id_len) != 0))
+        if (!has_id(p, id, id_len) || (except != NULL && p->session == except))
+            continue;
+        count++;
+        p->cancel(p, status, text);
+    }
+    return count;
+}
+
+unsigned kvf_session_cancel(struct kvf_session *ss, const uint8_t *id,
+                            size_t id_len, enum kvf_status status,
+                            const char *text)
+{
+    struct kvf_list all, *n;
+    unsigned count = 0;
+
+    kvf_list_init(&all);
+    kvf_list_splice(&all, &ss->pending);
+    while ((n = kvf_list_pop(&all)) != NULL) {
+        struct kvf_pending *p =
+            kvf_container_of(n, struct kvf_pending, session_node);
+
+        kvf_list_push_back(&ss->pending, &p->session_node);
+        if (!has_id(p, id, id_len))
             continue;
         count++;
         p->cancel(p, status, text);

@@ -59,10 +59,11 @@ void kvf_event_pool(struct kvf_server *s);
 
 struct kvf_call;
 
-struct kvf_pending {             /* embedded */
-    struct kvf_list node;        /* in client->pending */
-    struct kvf_client *client;   /* kept until _end */
-    struct kvf_session *session; /* likewise; NULL = none */
+struct kvf_pending {              /* embedded */
+    struct kvf_list node;         /* in client->pending */
+    struct kvf_client *client;    /* kept until _end */
+    struct kvf_session *session;  /* likewise; NULL = none */
+    struct kvf_list session_node; /* in session->pending */
     bool delimiter;
     uint8_t *id; /* encoded */
     size_t id_len;
@@ -85,9 +86,15 @@ int kvf_pending_send(struct kvf_pending *p, const void *payload, size_t len,
                      uint64_t cookie);
 /* Answered: out of every list. The client or session may be gone after it. */
 void kvf_pending_end(struct kvf_pending *p);
-/* Cancels those of a client (with this id, or all when id is NULL); returns
- * how many. */
-unsigned kvf_client_cancel(struct kvf_client *c, const uint8_t *id,
+/* Cancels those of a client (with this id, or all when id is NULL) but for what
+ * it asked in the session `except` (may be NULL); returns how many. */
+unsigned kvf_client_cancel(struct kvf_client *c,
+                           const struct kvf_session *except, const uint8_t *id,
                            size_t id_len, enum kvf_status status,
                            const char *text);
+/* The same for all that was asked in a session, also by sockets that have moved
+ * to another one since. */
+unsigned kvf_session_cancel(struct kvf_session *ss, const uint8_t *id,
+                            size_t id_len, enum kvf_status status,
+                            const char *text);
 #endif

@@ -36,7 +36,7 @@ static void cancel_everything(struct kvf_server *s)
     struct kvf_client *c, *next;
 
     HASH_ITER (hh, s->clients_by_rid, c, next) {
-        (void)kvf_client_cancel(c, NULL, 0, KVF_SHUTTING_DOWN,
+        (void)kvf_client_cancel(c, NULL, NULL, 0, KVF_SHUTTING_DOWN,
                                 "the daemon is shutting down");
     }
     kvf_gets_cancel_all(s->gets, KVF_SHUTTING_DOWN,

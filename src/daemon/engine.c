@@ -220,42 +220,6 @@ static void on_message(void *arg, const struct kvf_zmsg *msg)
     handle(&call, &e);
 }
 
-/* ---- replies that nobody read ---------------------------------------------
- */
-
-static void undo_buffer(struct kvf_buffer *b)
-{
-    if (b->owner != NULL && b->pins == 0 &&
-        (b->state == KVF_BUF_FILLING || b->state == KVF_BUF_HELD))
-        kvf_buffer_retire(b);
-}
-
-void kvf_undo(struct kvf_server *s, uint64_t cookie)
-{
-    struct kvf_session *ss;
-    struct kvf_buffer *b;
-    struct kvf_region *r;
-    struct kvf_view *v;
-
-    if (cookie == 0)
-        return;
-    if ((cookie & KVF_COOKIE_SESSION) != 0) {
-        ss = kvf_session_by_serial(s, cookie & ~KVF_COOKIE_SESSION);
-        if (ss != NULL)
-            kvf_session_end(ss, true, "its first socket went away");
-        return;
-    }
-    b = kvf_buffer_find(s->buffers, cookie);
-    r = b == NULL ? kvf_region_find(s->buffers, cookie) : NULL;
-    v = b == NULL && r == NULL ? kvf_view_find(s->gets, cookie) : NULL;
-    if (b != NULL)
-        undo_buffer(b);
-    else if (r != NULL)
-        kvf_region_retire(r);
-    else if (v != NULL)
-        kvf_view_abort(v);
-}
-
 static void on_undeliverable(void *arg, uint64_t cookie)
 {
     struct kvf_server *s = arg;
@@ -264,5 +228,12 @@ static void on_undeliverable(void *arg, uint64_t cookie)
     kvf_undo(s, cookie);
 }
 
-const struct kvf_zsock_ops kvf_engine_ops = {
-    .on_message = on_message, .on_undeliverable = on_undeliverable};
+static void on_taken(void *arg, uint64_t cookie)
+{
+    kvf_undo_forget(arg, cookie);
+}
+
+const struct kvf_zsock_ops kvf_engine_ops = {.on_message = on_message,
+                                             .on_undeliverable =
+                                                 on_undeliverable,
+                                             .on_taken = on_taken};

@@ -51,6 +51,12 @@ unsigned kvf_get_fields_write(struct kvf_mpw *w,
 /* Gives back what a reply gave that nobody read: a received buffer, a view, an
  * allocated buffer, a region, a session. */
 void kvf_undo(struct kvf_server *s, uint64_t cookie);
+/* A cookie for several buffers or views; 0 without memory (or none). */
+uint64_t kvf_undo_list_add(struct kvf_server *s, const uint64_t *id,
+                           unsigned n);
+/* The reply is on its way: the cookie will not be needed. */
+void kvf_undo_forget(struct kvf_server *s, uint64_t cookie);
+void kvf_undo_lists_free(struct kvf_server *s);
 
 void kvf_op_hello(struct kvf_call *call);
 void kvf_op_bye(struct kvf_call *call);

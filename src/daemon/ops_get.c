@@ -277,14 +277,11 @@ void kvf_op_cancel(struct kvf_call *call)
     struct kvf_session *ss = call->client->session;
     unsigned count = 0;
 
-    if (ss == NULL)
-        count = kvf_client_cancel(call->client, id, len, KVF_CANCELLED,
-                                  "cancelled");
-    else
-        kvf_list_for_each_safe (it, &ss->clients)
-            count += kvf_client_cancel(
-                kvf_container_of(it, struct kvf_client, session_node), id, len,
-                KVF_CANCELLED, "cancelled");
+    /* Those of the session, and what this socket asked before it joined. */
+    if (ss != NULL)
+        count = kvf_session_cancel(ss, id, len, KVF_CANCELLED, "cancelled");
+    count += kvf_client_cancel(call->client, ss, id, len, KVF_CANCELLED,
+                               "cancelled");
     kvf_reply_begin(s, &call->to, KVF_OK, NULL);
     kvf_reply_u64(s, "cancelled", count);
     (void)kvf_reply_send(s, &call->to, NULL, 0, 0);

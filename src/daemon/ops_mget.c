@@ -11,6 +11,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+static const char too_large[] =
+    "the inline payloads together are more than max_frame: ask for fewer keys "
+    "at once";
+
 struct item {
     struct mget *mget;
     struct kvf_get *get; /* NULL: answered, or never started */
@@ -30,6 +34,7 @@ struct mget {
     struct kvf_why why; /* of the first failure */
     unsigned n, running, held;
     uint64_t payload_total;
+    uint64_t inline_held; /* what payload_total will be */
     struct kvf_task finish;
     struct item item[];
 };
@@ -148,10 +153,27 @@ static uint8_t *join_payloads(const struct mget *m)
     return all;
 }
 
+/* What the results give, for a reply that waits for room in vain. */
+static uint64_t undo_cookie(const struct mget *m)
+{
+    uint64_t *id = m->failed ? NULL : malloc(m->n * sizeof *id + 1);
+    uint64_t cookie = 0;
+    unsigned n = 0;
+
+    for (unsigned i = 0; id != NULL && i < m->n; i++)
+        if (m->item[i].ok && m->item[i].buffer != 0)
+            id[n++] = m->item[i].buffer;
+    if (n > 0)
+        cookie = kvf_undo_list_add(m->server, id, n);
+    free(id);
+    return cookie;
+}
+
 static int send_results(struct mget *m)
 {
     struct kvf_server *s = m->server;
     uint8_t *payload = m->failed ? NULL : join_payloads(m);
+    uint64_t cookie;
     struct kvf_to to;
     int rc;
 
@@ -162,8 +184,11 @@ static int send_results(struct mget *m)
     kvf_pending_to(&m->pending, &to);
     kvf_reply_begin(s, &to, m->failed ? m->why.status : KVF_OK, m->why.text);
     write_results(m);
+    cookie = undo_cookie(m);
     rc = kvf_pending_send(&m->pending, payload,
-                          payload != NULL ? m->payload_total : 0, 0);
+                          payload != NULL ? m->payload_total : 0, cookie);
+    if (rc < 0) /* undone by the caller */
+        kvf_undo_forget(s, cookie);
     free(payload);
     return rc;
 }
@@ -215,6 +240,14 @@ static int take_result(struct item *it, const struct kvf_get_result *res)
         keep_failure(it, KVF_CANCELLED, "another get of this mget failed");
         return -KVF_CANCELLED;
     }
+    /* One of many that stand for themselves: it alone does not fit, and its
+     * reader is given back. */
+    if (m->payload_total + res->payload_len > m->server->conf->max_frame) {
+        keep_failure(it, KVF_TOO_LARGE, too_large);
+        if (m->all)
+            fail_all(m, KVF_TOO_LARGE, too_large);
+        return -KVF_TOO_LARGE;
+    }
     if (keep_payload(it, res) < 0) {
         keep_failure(it, KVF_INTERNAL, "out of memory");
         fail_all(m, KVF_INTERNAL, "out of memory");
@@ -223,10 +256,6 @@ static int take_result(struct item *it, const struct kvf_get_result *res)
     it->ok = true;
     it->buffer = res->buffer;
     keep(it, res);
-    if (m->payload_total > m->server->conf->max_frame)
-        fail_all(m, KVF_TOO_LARGE,
-                 "the inline payloads together are more than max_frame: ask "
-                 "for fewer keys at once");
     return 0;
 }
 
@@ -248,8 +277,11 @@ static void on_held(void *arg, struct kvf_get *get)
     struct item *it = arg;
     struct mget *m = it->mget;
 
-    (void)get;
     it->held = true;
+    m->inline_held += kvf_get_inline_bytes(get);
+    /* Before any DONE: a reader that cannot be answered must not count. */
+    if (m->inline_held > m->server->conf->max_frame)
+        fail_all(m, KVF_TOO_LARGE, too_large);
     if (++m->held < m->n || m->failed)
         return;
     m->committed = true;

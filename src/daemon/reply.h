@@ -14,7 +14,11 @@
 
 struct kvf_server;
 
-#define KVF_COOKIE_SESSION (1ull << 63)
+/* Serials stay below these, and ids of memory, which begin at the time in ms
+ * << 22, lie far above them. */
+#define KVF_COOKIE_SESSION (1ull << 46)
+#define KVF_COOKIE_LIST (1ull << 47)  /* several ids: undo.c */
+#define KVF_COOKIE_OTHER (1ull << 48) /* from here on: an id */
 
 struct kvf_to { /* where a reply goes; points into the caller's memory */
     const void *rid;

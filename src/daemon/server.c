@@ -202,9 +202,9 @@ static void serve_unpin(void *arg, void *pin)
 static const struct kvf_serve_ops serve_ops = {.resolve = serve_resolve,
                                                .unpin = serve_unpin};
 
-static int build_tcp(struct kvf_server *s, struct kvf_why *why)
+void kvf_server_tcp_conf(const struct kvf_server *s, struct kvf_tcp_conf *tc)
 {
-    struct kvf_tcp_conf tc = {
+    *tc = (struct kvf_tcp_conf){
         .streams = s->conf->tcp_streams,
         .stream_min = s->conf->tcp_stream_min,
         .chunk = s->conf->tcp_chunk,
@@ -213,10 +213,17 @@ static int build_tcp(struct kvf_server *s, struct kvf_why *why)
         .stall_ms = s->conf->peer_timeout_ms,
         .max_conns = GUEST_CONNS,
     };
-    int32_t port = s->conf->rpc_port;
-    int rc =
-        kvf_tcp_create(s->reactor, &tc, &serve_ops, s, &s->stats, &s->tcp, why);
+}
 
+static int build_tcp(struct kvf_server *s, struct kvf_why *why)
+{
+    struct kvf_tcp_conf tc;
+    int32_t port = s->conf->rpc_port;
+    int rc;
+
+    kvf_server_tcp_conf(s, &tc);
+    rc =
+        kvf_tcp_create(s->reactor, &tc, &serve_ops, s, &s->stats, &s->tcp, why);
     if (rc < 0)
         return rc;
     return kvf_tcp_listen(s->tcp, s->bind_host,
@@ -442,6 +449,7 @@ void kvf_server_destroy(struct kvf_server *s)
     if (s->ready_path != NULL && s->engine != NULL)
         unlink(s->ready_path);
     kvf_zsock_close(s->engine, LAST_REPLIES_MS);
+    kvf_undo_lists_free(s);
     if (s->gets != NULL)
         kvf_gets_destroy(s->gets);
     if (s->tcp != NULL)

@@ -17,6 +17,7 @@ struct kvf_client;
 struct kvf_session;
 struct kvf_procwatch;
 struct kvf_zchannel;
+struct kvf_undo_list;
 
 /* Clients remembered at once; idle ones without a session go first. */
 #define KVF_MAX_CLIENTS 65536u
@@ -88,6 +89,7 @@ struct kvf_server {
     struct kvf_reply reply;
     struct kvf_mpw scratch;
     struct kvf_seg segs[KVF_MAX_SEGMENTS]; /* of the request at hand */
+    struct kvf_undo_list *undo_lists;      /* undo.c */
     struct kvf_list nobody_buffers, nobody_views;
     struct kvf_log_limit limit_malformed, limit_flood, limit_put;
 
@@ -109,6 +111,9 @@ void kvf_server_destroy(struct kvf_server *s); /* NULL is fine */
 /* What a configuration asks for and this build cannot do: -KVF_UNSUPPORTED
  * with the reason, else 0. */
 int kvf_server_supports(const struct kvf_conf *conf, struct kvf_why *why);
+
+/* What the tcp transport is to know of the configuration. */
+void kvf_server_tcp_conf(const struct kvf_server *s, struct kvf_tcp_conf *tc);
 
 /* ---- drain.c: going away in order ---------------------------------------- */
 

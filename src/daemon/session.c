@@ -102,6 +102,7 @@ int kvf_session_open(struct kvf_client *c, const char *name, size_t name_len,
     kvf_list_init(&ss->regions);
     kvf_list_init(&ss->views);
     kvf_list_init(&ss->clients);
+    kvf_list_init(&ss->pending);
     kvf_list_init(&ss->ending_node);
     kvf_log_key(ss->client_name, sizeof ss->client_name, name, name_len);
     rc = insert(ss, why);
@@ -207,9 +208,7 @@ void kvf_session_end(struct kvf_session *ss, bool died, const char *reason)
     ss->watch = NULL;
     kvf_log(KVF_LOG_INFO, "ENGINE", "session=%" PRIu64 " ended pid=%ld: %s",
             ss->serial, (long)ss->pid, reason);
-    kvf_list_for_each_safe (it, &ss->clients)
-        kvf_client_cancel(kvf_container_of(it, struct kvf_client, session_node),
-                          NULL, 0, KVF_CANCELLED, "the session has ended");
+    kvf_session_cancel(ss, NULL, 0, KVF_CANCELLED, "the session has ended");
     leave_all(ss, died && ss->can_map);
     give_back(ss);
     ss->n_pending--;

@@ -25,6 +25,7 @@ struct kvf_session {
     uint64_t last_ns;             /* last request of one of its clients */
     struct kvf_list buffers, regions, views;
     struct kvf_list clients;
+    struct kvf_list pending; /* struct kvf_pending, of any client */
     struct kvf_list ending_node;
     unsigned n_pending;
     UT_hash_handle hh, hh_serial;

@@ -19,9 +19,13 @@ static void apply(struct kvf_server *s)
 {
     struct kvf_store_conf sc = {s->conf->max_keys, s->conf->max_tombstones,
                                 s->conf->max_parked, s->conf->max_claims};
+    struct kvf_tcp_conf tc;
     struct kvf_why why;
 
     kvf_store_configure(s->store, &sc);
+    kvf_server_tcp_conf(s, &tc);
+    if (s->tcp != NULL)
+        kvf_tcp_configure(s->tcp, &tc);
     if (kvf_log_reopen(s->conf->log_level, &why) < 0)
         kvf_log(KVF_LOG_ERROR, "CONF", "the log stays where it is: %s",
                 why.text);

@@ -166,6 +166,18 @@ size_t kvf_zqueue_flush(struct kvf_zqueue *q,
     return done;
 }
 
+size_t kvf_zqueue_give_up(struct kvf_zqueue *q, const void *id, size_t len)
+{
+    struct kvf_zline *line = find(q, id, len);
+    size_t moved = 0;
+
+    if (line != NULL) {
+        moved = bury(q, line);
+        drop_line(q, line);
+    }
+    return moved;
+}
+
 bool kvf_zqueue_pop_dead(struct kvf_zqueue *q, uint64_t *cookie)
 {
     struct kvf_list *n = kvf_list_pop(&q->dead);

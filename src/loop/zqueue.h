@@ -41,6 +41,8 @@ size_t kvf_zqueue_flush(struct kvf_zqueue *q,
                         enum kvf_zsent (*send)(void *arg,
                                                const struct kvf_zpending *p),
                         void *arg);
+/* Moves the whole line of a routing id to q->dead; returns its length. */
+size_t kvf_zqueue_give_up(struct kvf_zqueue *q, const void *id, size_t len);
 /* Takes the cookie of the next undeliverable message; false when none. */
 bool kvf_zqueue_pop_dead(struct kvf_zqueue *q, uint64_t *cookie);
 

@@ -196,10 +196,17 @@ static int send_frames(struct kvf_zsock *s, const struct kvf_frame *frames,
     return err;
 }
 
+static void taken(struct kvf_zsock *s, uint64_t cookie)
+{
+    if (cookie != 0 && s->ops.on_taken != NULL)
+        s->ops.on_taken(s->arg, cookie);
+}
+
 static enum kvf_zsent send_pending(void *arg, const struct kvf_zpending *p)
 {
     switch (send_frames(arg, p->frame, p->n)) {
     case 0:
+        taken(arg, p->cookie);
         return KVF_ZSENT;
     case EAGAIN:
         return KVF_ZSENT_FULL;
@@ -237,9 +244,9 @@ static void on_retry(struct kvf_timer *t)
     s->retry_ns *= 2;
     if (s->retry_ns > RETRY_MAX_NS)
         s->retry_ns = RETRY_MAX_NS;
-    enter(s);
-    flush(s);
-    leave(s);
+    /* drain() flushes, after it has received: a message of a newcomer that took
+     * over a routing id must be seen before replies to the old one go out. */
+    kvf_source_kick(&s->src);
 }
 
 static void drain(struct kvf_source *src, unsigned ready, unsigned budget)
@@ -400,8 +407,10 @@ int kvf_zsock_send(struct kvf_zsock *s, const struct kvf_frame *frames,
     if (router && kvf_zqueue_has(&s->queue, frames[0].data, frames[0].size))
         return queue_message(s, frames, n, cookie);
     err = send_frames(s, frames, n);
-    if (err == 0)
+    if (err == 0) {
+        taken(s, cookie);
         return 0;
+    }
     if (err == EAGAIN && router)
         return queue_message(s, frames, n, cookie);
     if (err == EAGAIN) {
@@ -420,4 +429,10 @@ size_t kvf_zsock_queued_to(const struct kvf_zsock *s, const void *rid,
                            size_t rid_len)
 {
     return kvf_zqueue_len(&s->queue, rid, rid_len);
+}
+
+void kvf_zsock_give_up(struct kvf_zsock *s, const void *rid, size_t rid_len)
+{
+    if (kvf_zqueue_give_up(&s->queue, rid, rid_len) != 0)
+        kvf_source_kick(&s->src);
 }

@@ -34,6 +34,10 @@ struct kvf_zsock_ops {
     /* The socket can send again after -KVF_BUSY, or (DEALER) its connection was
      * made. May be NULL. */
     void (*on_writable)(void *arg);
+    /* libzmq has taken a message with a cookie: on_undeliverable will not come
+     * for it. Called from inside kvf_zsock_send too; it must not use the
+     * socket. May be NULL. */
+    void (*on_taken)(void *arg, uint64_t cookie);
 };
 
 struct kvf_zsock_opts {
@@ -81,6 +85,10 @@ int kvf_zsock_connect(struct kvf_zsock *s, const char *endpoint,
  * client goes away meanwhile on_undeliverable(cookie) is called. */
 int kvf_zsock_send(struct kvf_zsock *s, const struct kvf_frame *frames,
                    unsigned n, uint64_t cookie);
+
+/* ROUTER: messages queued for this routing id are given up
+ * (on_undeliverable follows): somebody else has taken it over. */
+void kvf_zsock_give_up(struct kvf_zsock *s, const void *rid, size_t rid_len);
 
 /* Messages queued here, waiting for room. */
 size_t kvf_zsock_queued(const struct kvf_zsock *s);

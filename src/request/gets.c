@@ -410,6 +410,11 @@ void kvf_get_commit(struct kvf_get *g)
     kvf_get_feed(g, KVF_GET_EV_COMMIT);
 }
 
+uint64_t kvf_get_inline_bytes(const struct kvf_get *g)
+{
+    return g->got == KVF_MODE_INLINE && g->grant != NULL ? g->grant->size : 0;
+}
+
 void kvf_gets_drop_owner(struct kvf_gets *gs, const void *owner)
 {
     kvf_list_for_each (n, &gs->all) {

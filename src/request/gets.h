@@ -103,6 +103,8 @@ void kvf_get_cancel(struct kvf_get *get, enum kvf_status status,
                     const char *text);
 /* Held gets only: DONE goes out and the reply follows. */
 void kvf_get_commit(struct kvf_get *get);
+/* What a held get will bring as payload: its size when inline, else 0. */
+uint64_t kvf_get_inline_bytes(const struct kvf_get *get);
 /* Cancels every get of an owner without a reply (its session ended). */
 void kvf_gets_drop_owner(struct kvf_gets *gs, const void *owner);
 void kvf_gets_cancel_all(struct kvf_gets *gs, enum kvf_status status,

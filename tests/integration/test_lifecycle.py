@@ -258,13 +258,33 @@ def test_mget_inline_payloads_are_concatenated_in_order(pair):
 
 
 def test_mget_inline_of_more_than_a_frame_is_too_large(pair_of):
+    """Each for itself: what does not fit is not read either."""
     p = pair_of(conf={"connector": {"max_frame": "256KiB"}})
     for i in range(6):
         p.a.put(f"k{i}", kvf.pattern(60000, i))
-    r = p.b.request("mget", gets=[{"key": f"k{i}", "mode": "inline"}
-                                  for i in range(6)])
-    assert r.status == "TOO_LARGE" or "TOO_LARGE" in [
-        g["status"] for g in r["results"]]
+    r = p.b.ok("mget", gets=[{"key": f"k{i}", "mode": "inline"}
+                             for i in range(6)])
+    said = [g["status"] for g in r["results"]]
+    assert sorted(said) == ["OK"] * 4 + ["TOO_LARGE"] * 2
+    assert r.payload == b"".join(kvf.pattern(60000, i) for i in range(6)
+                                 if said[i] == "OK")
+    for i in range(6):
+        if said[i] == "TOO_LARGE":
+            assert p.b.fetch(f"k{i}") == kvf.pattern(60000, i)
+
+
+@pytest.mark.parametrize("where", ["peer", "own"])
+def test_mget_all_or_nothing_too_large_consumes_nothing(pair_of, where):
+    p = pair_of(conf={"connector": {"max_frame": "256KiB"}})
+    owner = p.a if where == "peer" else p.b
+    for i in range(6):
+        owner.put(f"k{i}", kvf.pattern(60000, i))
+    r = p.b.want("TOO_LARGE", "mget", all_or_nothing=True, timeout_ms=5000,
+                 gets=[{"key": f"k{i}", "mode": "inline"} for i in range(6)])
+    assert "OK" not in [g["status"] for g in r["results"]]
+    assert r.payload is None
+    for i in range(6):
+        assert p.b.fetch(f"k{i}", timeout_ms=5000) == kvf.pattern(60000, i)
 
 
 def test_mget_all_or_nothing_succeeds_as_a_whole(pair):

@@ -167,6 +167,85 @@ def test_newcomer_with_an_old_routing_id_has_no_session(daemon,
     daemon.assert_all_free()
 
 
+def stuck(daemon, **kw):
+    """A socket whose replies wait in the daemon, since it reads nothing."""
+    c = Client(daemon.endpoint, **kw)
+    c.sock.disconnect(daemon.endpoint)
+    c.sock.setsockopt(zmq.RCVHWM, 1)
+    c.sock.connect(daemon.endpoint)
+    return c
+
+
+def jam(c, look):
+    """Fills the way to c; returns when replies wait in the daemon."""
+    def waiting():
+        for _ in range(500):
+            c.send("get", key="big", mode="inline")
+        look.ok("ping")
+        return look.ok("stats")["engines"]["replies_waiting"] > 500
+    until(waiting, "replies that wait for room")
+
+
+def test_replies_that_wait_for_a_socket_that_went_are_undone(pair):
+    """What a get and an mget gave goes back although the session lives."""
+    b = pair.b
+    b.put("big", kvf.pattern(2000), readers=0)
+    for i in range(3):
+        pair.a.put(f"k{i}", kvf.pattern(100000, i), readers=0)
+    lazy = stuck(pair.dst)
+    lazy.send("hello", version=1, session=b.session)
+    jam(lazy, b)
+    lazy.send("mget", gets=[{"key": f"k{i}", "mode": "copy"}
+                            for i in range(3)])
+    lazy.send("get", key="k0", mode="copy")
+    lazy.send("mget", gets=[{"key": f"k{i}", "mode": "view"}
+                            for i in range(3)])
+    until(lambda: pair.dst.pool()["held"] >= 400000
+          and b.ok("stats")["gets"]["views"] == 3, "given")
+    assert b.ok("stats")["engines"]["replies_waiting"] > 500
+    lazy.sock.close(0)
+    until(lambda: b.ok("stats")["engines"]["replies_waiting"] == 0, "dropped")
+    until(lambda: pair.dst.pool()["held"] == 0, "buffers given back")
+    until(lambda: b.ok("stats")["gets"]["views"] == 0, "views given back")
+    b.ok("ping")
+
+
+def test_newcomer_gets_no_replies_of_the_old_one(daemon, engine,
+                                                 other_process):
+    engine.put("big", kvf.pattern(2000), readers=0)
+    lazy = stuck(daemon, routing_id=b"same")
+    jam(lazy, engine)
+    new = other_process(daemon, hello=False, routing_id="same")
+    for i in range(20):
+        r = new.request("ping")
+        assert r["status"] == "OK" and "size" not in r and r["id"] == i + 1
+    assert engine.ok("stats")["engines"]["replies_waiting"] == 0
+    lazy.sock.close(0)
+
+
+def test_socket_that_moves_to_another_session(daemon, engine):
+    """What it asked stays with the session it asked in."""
+    c = daemon.client()
+    c.hello(session=engine.session)
+    never = {"key": "never", "mode": "copy", "timeout_ms": 0,
+             "source": {"host": "127.0.0.1", "port": 1}}
+    c.send("get", **never)
+    w = c.send("get", **never)
+    c.ok("ping")
+    second = daemon.engine()
+    c.hello(session=second.session)
+    mine = c.send("get", **never)
+    c.ok("ping")
+    assert second.ok("cancel", target=w)["cancelled"] == 0
+    assert c.ok("cancel", target=w)["cancelled"] == 1
+    assert c.recv(w).status == "CANCELLED"
+    engine.ok("bye")
+    assert c.recv(w - 1).status == "CANCELLED"
+    assert mine not in c.replies
+    assert second.ok("cancel", target=mine)["cancelled"] == 1
+    assert c.recv(mine).status == "CANCELLED"
+
+
 def test_two_engines_using_the_same_ids(daemon, other_process):
     one, two = other_process(daemon), other_process(daemon)
     for e, n in ((one, 1), (two, 2)):

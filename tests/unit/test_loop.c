@@ -324,7 +324,7 @@ static void side_writable(void *arg)
 }
 
 static const struct kvf_zsock_ops side_ops = {side_message, side_undeliverable,
-                                              side_writable};
+                                              side_writable, NULL};
 
 static void open_side(struct side *m, enum kvf_zsock_type type, int hwm,
                       bool immediate)
