@@ -1,6 +1,8 @@
 """An engine in a process of its own, told what to do line by line (JSON on
 stdin, one JSON answer a line on stdout). Bytes travel as {"hex": "..."}."""
+import fcntl
 import json
+import os
 import sys
 
 import kvf
@@ -47,6 +49,11 @@ def act(c, cmd):
     if what == "fill":
         buf = c.filled(kvf.pattern(cmd["size"], cmd["seed"]))
         return plain(dict(buf))
+    if what == "region":
+        fd = os.memfd_create("engine", os.MFD_ALLOW_SEALING)
+        os.ftruncate(fd, cmd["size"])
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+        return plain(dict(c.ok("register", fd=fd, size=cmd["size"])))
     if what == "get":
         r = c.ok("get", **fields)
         good = c.bytes_of(r) == kvf.pattern(r["size"], cmd["seed"])

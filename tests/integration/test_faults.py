@@ -126,8 +126,9 @@ def test_get_of_256_mib_that_is_cut_resumes(make):
 
 
 # -- engines that die -----------------------------------------------------
-STEPS = ["hello", "alloc", "filled", "put", "parked", "view", "copy",
-         "transfer"]
+STEPS = ["hello", "alloc", "filled", "region", "put_sent", "put", "notify",
+         "parked", "view", "view_sent", "copy", "transfer", "into", "mget",
+         "release"]
 
 
 def engine_until(step, e, key):
@@ -140,8 +141,25 @@ def engine_until(step, e, key):
     elif step == "parked":
         e.send("get", key="never", timeout_ms=0)
         e.ok("ping")
+    elif step == "region":
+        e.do("region", size=MIB)
+    elif step == "put_sent":
+        buf = e.do("fill", size=MIB, seed=1)["buffer"]
+        e.send("put", key=key, segments=[{"buffer": buf}], checksum=True)
+    elif step == "notify":
+        e.put(key, MIB, notify=True)
     elif step in ("view", "copy"):
         e.ok("get", key="big", mode=step)
+    elif step == "view_sent":
+        e.send("get", key="big", mode="view")
+    elif step == "into":
+        buf = e.ok("alloc", size=8 * MIB)["buffer"]
+        e.send("get", key="big", into=[{"buffer": buf}])
+    elif step == "mget":
+        e.send("mget", gets=[{"key": "big", "mode": "copy"}] * 3)
+    elif step == "release":
+        got = e.ok("get", key="big", mode="copy")["buffer"]
+        e.send("release", buffer=got)
     elif step == "transfer":
         e.send("get", key="big", mode="copy")
 
@@ -149,7 +167,7 @@ def engine_until(step, e, key):
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("protocol", ["auto", "tcp"])
 def test_engine_killed_at(pair_of, other_process, step, protocol):
-    if step == "view" and protocol == "tcp":
+    if step.startswith("view") and protocol == "tcp":
         pytest.skip("no view over tcp")
     p = pair_of(conf={"connector": {"protocol": protocol}})
     data = kvf.pattern(8 * MIB, 4)
