@@ -225,6 +225,10 @@ def run_pytest(label, build_name, seconds, quick, tally):
     marks = "not slow" if quick or build_name == "asan" else ""
     if build_name == "asan":
         marks += " and not release_only"
+    if marks:
+        say(f"{label}: left out on purpose: tests marked "
+            + marks.replace("not ", "").replace(" and ", ", ")
+            + " (they run in the release build)")
     shards = []
     for i in range(2):
         env = dict(os.environ, KVF_BUILD=d, KVF_SHARD=f"{i}/2")
