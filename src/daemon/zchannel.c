@@ -1,7 +1,8 @@
 /* The metadata channel. Happy path: dial opens a DEALER that connects and goes
  * on reconnecting (50..1000 ms); guests are answered through the ROUTER.
  * Failure modes: a name that does not resolve is asked again, ever slower; a
- * guest that is gone loses its answer; the peer layer's keepalive sees both. */
+ * guest that is gone loses its answer; the peer layer's keepalive sees both; a
+ * guest that sends and does not read is not listened to. */
 #include "daemon/zchannel.h"
 
 #include <stdio.h>
@@ -11,6 +12,8 @@
 #define RETRY_MIN_MS 50
 #define RETRY_MAX_MS 1000
 #define CHANNEL_HWM 20000
+/* Answers that may wait here for one guest, beyond what libzmq takes. */
+#define GUEST_QUEUE_MAX 1024
 /* Room for a message's head beside an eager payload or a list of claims. */
 #define FRAME_SLACK (1u << 20)
 
@@ -69,7 +72,10 @@ static void on_guest(void *arg, const struct kvf_zmsg *msg)
      * the way of bytes that cannot be read. */
     if (zc->peers == NULL || msg->n < 1)
         return;
-    if (msg->n != 2 || msg->overlong)
+    if (kvf_zsock_queued_to(zc->router, msg->part[0].data, msg->part[0].size) >
+        GUEST_QUEUE_MAX)
+        kvf_peers_overrun(zc->peers, msg->part[0].data, msg->part[0].size);
+    else if (msg->n != 2 || msg->overlong)
         kvf_peers_on_message(zc->peers, msg->part[0].data, msg->part[0].size,
                              "", 0);
     else

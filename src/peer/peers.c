@@ -206,6 +206,17 @@ static void dial_likely_owners(struct kvf_peers *ps)
         kvf_peer_at(ps, host, port, &p, NULL);
 }
 
+void kvf_peers_overrun(struct kvf_peers *ps, const void *rid, size_t rid_len)
+{
+    struct kvf_guest *g;
+
+    g = rid_len <= KVF_RID_MAX ? kvf_guest_by_rid(ps, rid, rid_len) : NULL;
+    if (ps->closing || g == NULL)
+        return;
+    kvf_guest_down(g, "it does not read what it is answered");
+    kvf_guest_settle(g);
+}
+
 void kvf_peers_unmapped(struct kvf_peers *ps, const struct kvf_peer_gone *gone)
 {
     struct kvf_peer *p, *next;

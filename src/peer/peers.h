@@ -83,6 +83,10 @@ void kvf_peers_destroy(struct kvf_peers *ps);
 void kvf_peers_on_message(struct kvf_peers *ps, const void *rid, size_t rid_len,
                           const void *data, size_t len);
 
+/* A getter sends but does not read, and too many answers wait for it: its
+ * session ends. It may open another when it has read them. */
+void kvf_peers_overrun(struct kvf_peers *ps, const void *rid, size_t rid_len);
+
 /* What the bulk transport asks about requests of guests (kvf_serve_ops). */
 extern const struct kvf_serve_ops kvf_guest_serve_ops;
 

@@ -92,9 +92,12 @@ class Getter(Side):
             self.pool = Pool(self.incarnation)
         self.connect()
 
-    def connect(self):
+    def connect(self, rcvhwm=0):
+        if self.sock:
+            self.sock.close(0)
         self.sock = zmq.Context.instance().socket(zmq.DEALER)
         self.sock.linger = 0
+        self.sock.rcvhwm = rcvhwm
         self.sock.connect(self.at)
 
     def send(self, type_, **body):

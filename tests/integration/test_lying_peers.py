@@ -3,10 +3,11 @@ import os
 import time
 
 import pytest
+import zmq
 
 import kvf
 from kvf import MIB, until
-from kvf_peer import (ABORT, DENY, DONE, GRANT, REVOKED, STALE, UNMAPPED, ZERO,
+from kvf_peer import (ABORT, DENY, DONE, PING, REVOKED, STALE, UNMAPPED, ZERO,
                       Getter, Owner, sleeper, start_of)
 
 
@@ -221,6 +222,27 @@ def test_claims_of_others(daemon, getter):
     assert daemon.pool()["claimed"] >= 100000
     victim.send(DONE, claim=g["claim"], token=g["token"])
     daemon.assert_all_free()
+
+
+def test_a_getter_that_never_reads(daemon, getter):
+    """What it is owed is bounded: its session ends."""
+    a = daemon.engine()
+    g = getter(daemon)
+    g.connect(rcvhwm=1)
+    g.hello()
+
+    def flood():
+        for i in range(1000):
+            try:
+                g.sock.send(g.pack(PING, g.to, seq=i), zmq.NOBLOCK)
+            except zmq.Again:
+                break
+        return "does not read" in daemon.log()
+    until(flood, "its session ends", 30)
+    assert a.ok("ping")
+    while g.sock.poll(200):
+        g.sock.recv_multipart()
+    until(lambda: g.hello()["tcp"], "a new session")
 
 
 def test_many_incarnations_on_one_connection(daemon, getter):
