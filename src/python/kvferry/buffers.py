@@ -1,0 +1,374 @@
+"""Memory: buffers to fill, payloads that a get brought, regions of one's own.
+
+All are bytes-like (memoryview(b), numpy.frombuffer(b), bytes(b)), one
+dimension of unsigned bytes, without a copy.
+
+While an array or memoryview made from a buffer lives, its memory cannot be
+given back: release() refuses with BufferError, `with` and garbage collection
+give it back as soon as the last of them is gone.
+"""
+from __future__ import annotations
+
+import mmap
+import os
+import sys
+from typing import (TYPE_CHECKING, Any, Callable, Dict, List, NamedTuple,
+                    Optional, Sequence, Tuple, Union)
+
+from ._export import exports, tracked
+from .errors import Corrupt, Unsupported
+from .shm import make_memfd
+
+if TYPE_CHECKING:
+    from .engine import Lease
+
+try:
+    import numpy as np
+except ImportError:  # optional
+    np = None  # type: ignore[assignment]
+
+
+class Segment(NamedTuple):
+    """A part of a buffer or region: what put and get's `into` take."""
+    owner: "Union[Buffer, Region]"
+    offset: int
+    length: int
+
+    def wire(self) -> Dict[str, int]:
+        return {self.owner._kind: self.owner.id, "offset": self.offset,
+                "length": self.length}
+
+
+def _check_range(offset: int, length: int, size: int) -> None:
+    if offset < 0 or length <= 0 or offset + length > size:
+        raise ValueError(f"{length} bytes from {offset} on are not inside "
+                         f"{size}")
+
+
+@exports
+class Memory:
+    """What Buffer, Payload and Region have in common."""
+
+    _kind = "buffer"
+    _mv: Optional[memoryview]
+    size: int
+
+    def _export(self) -> memoryview:
+        if self._mv is None:
+            raise ValueError(f"this {type(self).__name__} was released")
+        return self._mv
+
+    @property
+    def view(self) -> memoryview:
+        """A memoryview, without a copy; valid until release."""
+        return tracked(self._export())
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __bytes__(self) -> bytes:
+        return self.to_bytes()
+
+    def to_bytes(self) -> bytes:
+        """A copy as bytes."""
+        return bytes(self._export())
+
+    def numpy(self, dtype: Any = "uint8", shape: Any = None) -> Any:
+        """A numpy array over the memory, without a copy; read-only for what a
+        get brought."""
+        if np is None:
+            raise ImportError("numpy is not installed: use .view")
+        array = np.frombuffer(self.view, dtype=dtype)
+        return array if shape is None else array.reshape(shape)
+
+    @property
+    def tensor(self) -> Any:
+        """A 1-D uint8 torch tensor over the memory, without a copy. That of a
+        get must not be written to."""
+        return _tensor(self)
+
+    def as_tensor(self, dtype: Any, shape: Any = None) -> Any:
+        """A view as `dtype` and `shape`: a torch tensor for a torch.dtype, a
+        numpy array for a numpy one. No copy."""
+        if not type(dtype).__module__.startswith("torch"):
+            return self.numpy(dtype, shape)
+        tensor = _tensor(self).view(dtype)
+        return tensor if shape is None else tensor.reshape(shape)
+
+
+def _tensor(memory: Memory) -> Any:
+    try:
+        import torch
+    except ImportError:
+        raise ImportError("torch is not installed: use .numpy() or .view"
+                          ) from None
+    if np is None:
+        return torch.frombuffer(memory.view, dtype=torch.uint8)
+    import warnings
+    with warnings.catch_warnings():
+        # torch has no read-only tensors and says so each time.
+        warnings.simplefilter("ignore", UserWarning)
+        return torch.from_numpy(memory.numpy())
+
+
+class Buffer(Memory):
+    """A piece of the daemon's pool that this session fills: from `alloc`.
+
+    put() gives it away: nothing may be written to it after that.
+    """
+
+    def __init__(self, view: memoryview, ident: int = 0,
+                 lease: "Optional[Lease]" = None) -> None:
+        self._mv: Optional[memoryview] = view
+        self._lease = lease
+        self.id = ident
+        self.size = view.nbytes
+
+    @property
+    def released(self) -> bool:
+        """True after release, discard or a put that was OK."""
+        return self._mv is None
+
+    def segment(self, offset: int = 0, length: Optional[int] = None
+                ) -> Segment:
+        """A part of it."""
+        if length is None:
+            length = self.size - offset
+        _check_range(offset, length, self.size)
+        self._export()
+        return Segment(self, offset, length)
+
+    def _views(self) -> List[memoryview]:
+        return [] if self._mv is None else [self._mv]
+
+    def release(self) -> None:
+        """Gives it back; does nothing the second time. BufferError, and
+        nothing happens, while arrays or memoryviews made from it live."""
+        views = self._views()
+        for i, view in enumerate(views):
+            try:
+                view.release()
+            except BufferError:
+                # Those before it had no export: nobody can miss them.
+                self._revive(views, i)
+                raise BufferError(
+                    "an array or memoryview made from this "
+                    f"{type(self).__name__} is still alive: drop it first, "
+                    "or call discard()") from None
+        self._forget()
+        lease, self._lease = self._lease, None
+        if lease is not None:
+            lease.end()
+
+    def _revive(self, views: Sequence[memoryview], n: int) -> None:
+        """One view only: nothing was released before the one that refused."""
+
+    def discard(self) -> None:
+        """Gives it back as soon as the last array or memoryview made from it
+        is gone (at once if there is none)."""
+        self._forget()  # the lease watches the memory itself
+        self._lease = None
+
+    def _forget(self) -> None:
+        self._mv = None
+
+    def _given_away(self) -> None:
+        """A put took it: it is the daemon's now."""
+        lease, self._lease = self._lease, None
+        if lease is not None:
+            lease.drop()
+        self._forget()
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        self.discard()
+
+    def __repr__(self) -> str:
+        state = "released" if self.released else f"{self.size} bytes"
+        return f"<kvferry.{type(self).__name__} {self.id:#x}: {state}>"
+
+
+class Timing(NamedTuple):
+    """The daemon's times of one get, in microseconds."""
+    lookup_us: int
+    wait_us: int
+    transfer_us: int
+    total_us: int
+
+
+class Payload(Buffer):
+    """What a get brought: read-only, until it is released.
+
+    A view counts as read at release. `mode`, `transport`, `attempts`,
+    `generation`, `meta`, `timing` and `checksum` (None without one) are those
+    of the reply. Memory published in several segments and got as a view has
+    several `pieces`; view and the like then refuse, to_bytes joins them.
+    """
+
+    def __init__(self, reply: Dict[str, Any], pieces: List[memoryview],
+                 lease: "Optional[Lease]" = None,
+                 key: str = "") -> None:
+        self._pieces: List[memoryview] = pieces
+        super().__init__(pieces[0] if pieces else memoryview(b""),
+                         reply.get("buffer", 0), lease)
+        self.key = key
+        self.size = reply["size"]
+        self.generation: int = reply.get("generation", 0)
+        self.meta: bytes = reply.get("meta") or b""
+        self.mode: str = reply.get("mode", "")
+        self.transport: str = reply.get("transport", "")
+        self.attempts: int = reply.get("attempts", 0)
+        self.checksum: Optional[int] = reply.get("checksum")
+        t = reply.get("timing") or {}
+        self.timing = Timing(*(t.get(f, 0) for f in Timing._fields))
+
+    def _export(self) -> memoryview:
+        mv = super()._export()
+        if len(self._pieces) > 1:
+            raise ValueError(f"the payload has {len(self._pieces)} pieces: "
+                             "use pieces or to_bytes()")
+        return mv
+
+    @property
+    def pieces(self) -> Tuple[memoryview, ...]:
+        """Read-only memoryviews that make up the payload, in order."""
+        if self._mv is None:
+            raise ValueError("this Payload was released")
+        return tuple(tracked(p) for p in self._pieces)
+
+    def to_bytes(self) -> bytes:
+        """A copy as bytes, of all pieces."""
+        if self._mv is None:
+            raise ValueError("this Payload was released")
+        return b"".join(self._pieces)
+
+    def copy_to(self, dst: Any) -> int:
+        """Copies all of it into a writable bytes-like object; the number of
+        bytes. ValueError when that is too small."""
+        if self._mv is None:
+            raise ValueError("this Payload was released")
+        out = memoryview(dst).cast("B")
+        if out.nbytes < self.size:
+            raise ValueError(f"{out.nbytes} bytes do not hold {self.size}")
+        at = 0
+        for p in self._pieces:
+            copy_bytes(out[at:at + p.nbytes], p)
+            at += p.nbytes
+        return at
+
+    def verify(self) -> None:
+        """Checks the bytes against the put's checksum: Corrupt if they
+        differ, Unsupported when there is none (or no `xxhash` module)."""
+        if self.checksum is None:
+            raise Unsupported("the put asked for no checksum")
+        try:
+            import xxhash
+        except ImportError:
+            raise Unsupported("the module xxhash is not installed") from None
+        h = xxhash.xxh3_64(seed=0)
+        for p in self._pieces if self._mv is not None else ():
+            h.update(p)
+        if h.intdigest() != self.checksum:
+            raise Corrupt(f"{self.key}: the checksum does not match")
+
+    def _views(self) -> List[memoryview]:
+        return [] if self._mv is None else self._pieces
+
+    def _revive(self, views: Sequence[memoryview], n: int) -> None:
+        if n > 0:  # some pieces are gone; the rest goes with its last user
+            self.discard()
+
+    def _forget(self) -> None:
+        super()._forget()
+        self._pieces = []
+
+
+class Region(Memory):
+    """Memory of this process that the daemon may read (put) and write
+    (get's `into`): a memfd, mapped here. From `Client.region` or `register`.
+
+    `id` is 0 until it is registered and after `unregister`.
+    """
+
+    _kind = "region"
+
+    def __init__(self, size: int, fd: Optional[int] = None) -> None:
+        self.fd = make_memfd(size) if fd is None else os.dup(fd)
+        self.size = size
+        self.id = 0
+        self._map = mmap.mmap(self.fd, size)
+        self._mv: Optional[memoryview] = memoryview(self._map)
+
+    def segment(self, offset: int = 0, length: Optional[int] = None
+                ) -> Segment:
+        """A part of it."""
+        if length is None:
+            length = self.size - offset
+        _check_range(offset, length, self.size)
+        return Segment(self, offset, length)
+
+    def close(self) -> None:
+        """Closes the fd. The mapping goes with the last view of it."""
+        self._mv = None
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def __del__(self) -> None:
+        if getattr(self, "fd", -1) >= 0 and not sys.is_finalizing():
+            self.close()
+
+    def __repr__(self) -> str:
+        return f"<kvferry.Region {self.id:#x}: {self.size} bytes>"
+
+
+# ---- sources -----------------------------------------------------------------
+
+def copy_bytes(dst: memoryview, src: memoryview) -> None:
+    """dst[:] = src; large ones without the interpreter's lock."""
+    if np is not None and src.nbytes > 65536:
+        np.copyto(np.frombuffer(dst, np.uint8), np.frombuffer(src, np.uint8))
+    else:
+        dst[:] = src
+
+
+class Source:
+    """Something to be put: its size, its bytes, and how to copy them."""
+
+    def __init__(self, data: Any) -> None:
+        if type(data).__module__.split(".")[0] == "torch":
+            data = _host_array(data)
+        self.fill: Callable[[memoryview], None]
+        if np is not None and isinstance(data, np.ndarray):
+            self.size = int(data.nbytes)
+            self._array = data
+            self.fill = self._fill_array
+        else:
+            self._view = memoryview(data)
+            if not self._view.c_contiguous:
+                self._view = memoryview(self._view.tobytes())
+            self._view = self._view.cast("B")
+            self.size = self._view.nbytes
+            self.fill = self._fill_view
+
+    def _fill_view(self, dst: memoryview) -> None:
+        copy_bytes(dst, self._view)
+
+    def _fill_array(self, dst: memoryview) -> None:
+        out = np.frombuffer(dst, self._array.dtype)
+        np.copyto(out.reshape(self._array.shape), self._array)
+
+    def to_bytes(self) -> bytes:
+        if self.fill == self._fill_array:
+            return self._array.tobytes()
+        return bytes(self._view)
+
+
+def _host_array(tensor: Any) -> Any:
+    import torch
+    t = tensor.detach().cpu().contiguous().reshape(-1)
+    if np is None:
+        return bytes(t.view(torch.uint8).tolist())
+    return t.view(torch.uint8).numpy()

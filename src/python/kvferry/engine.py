@@ -1,0 +1,509 @@
+"""The connection to the daemon: requests out, replies in, nothing that blocks.
+
+The synchronous and the asyncio client drive the same Engine: they submit
+requests and call process() when one of its descriptors is readable.
+
+Happy path: submit sends, process reads the replies and completes the calls.
+Failure modes: a connection that is lost ends every outstanding call with
+ConnectionLost and closes the socket; the next request opens a new one, asks
+for the old session, and takes a new one when the daemon was restarted. A
+daemon that stands still is found by deadlines and pings.
+
+Locks: everything here runs under `lock`. Memory may be given back from the
+garbage collector, which can run anywhere, also inside the lock; so that only
+appends to a queue, and whoever holds the lock empties it.
+"""
+from __future__ import annotations
+
+import atexit
+import os
+import select
+import threading
+import time
+import weakref
+from collections import deque
+from typing import Any, Callable, Deque, Dict, List, Optional, Tuple
+
+import msgpack
+import zmq
+from zmq.utils.monitor import recv_monitor_message
+
+from .errors import (ClientClosed, ConnectionLost, Internal, KvferryError,
+                     error_for)
+from .shm import Mapping, Mappings
+
+now = time.monotonic
+INF = float("inf")
+_pack = msgpack.Packer(use_bin_type=True, autoreset=True)
+_NOBLOCK = zmq.NOBLOCK
+_engines: "weakref.WeakSet[Engine]" = weakref.WeakSet()
+
+
+class Request:
+    """What to ask. `limit`: seconds that the daemon may take by the request's
+    own words (INF: unknown; a silent daemon is found by pings)."""
+    __slots__ = ("op", "fields", "payload", "limit")
+
+    def __init__(self, op: str, fields: Optional[Dict[str, Any]] = None,
+                 payload: Optional[bytes] = None, limit: float = 0) -> None:
+        self.op, self.payload, self.limit = op, payload, limit
+        self.fields = fields or {}
+
+
+class Call:
+    """One request under way. `result` is (reply, frame), or `error` is set."""
+    __slots__ = ("id", "request", "done", "result", "error", "deadline",
+                 "wake_at", "on_done", "abandoned", "gate")
+
+    def __init__(self, ident: int, request: Request,
+                 on_done: Optional[Callable[["Call"], None]]) -> None:
+        self.id, self.request, self.on_done = ident, request, on_done
+        self.done = self.abandoned = False
+        self.result: Optional[Tuple[Dict[str, Any], bytes]] = None
+        self.error: Optional[KvferryError] = None
+        self.deadline = self.wake_at = INF
+        self.gate: Any = None
+
+
+class Lease:
+    """Memory that goes back when its views are gone, or at end()."""
+    __slots__ = ("engine", "op", "ident", "epoch", "left", "refs",
+                 "foreign", "__weakref__")
+
+    def __init__(self, engine: "Engine", op: str, ident: int,
+                 views: List[memoryview], foreign: bool = False) -> None:
+        self.engine, self.op, self.ident = engine, op, ident
+        self.epoch, self.foreign = engine.epoch, foreign
+        self.left = len(views)
+        self.refs = [weakref.ref(v, self._gone) for v in views]
+        engine.leases.add(self)
+        if foreign:
+            engine.foreign += 1
+
+    def _gone(self, ref: Any) -> None:
+        self.left -= 1
+        if self.left <= 0:
+            self.end()
+
+    def drop(self) -> bool:
+        """No longer ours to give back; False when it was so already."""
+        refs, self.refs = self.refs, []
+        if not refs:
+            return False
+        self.engine.leases.discard(self)
+        return True
+
+    def end(self) -> None:
+        if self.drop():
+            self.engine.later(self)
+
+
+class Engine:
+    """See above. `connect_timeout`: seconds to wait for a daemon that is not
+    there; `timeout`: for an answer that should come at once."""
+
+    def __init__(self, endpoint: str, name: str, events: bool,
+                 timeout: float, connect_timeout: float) -> None:
+        self.endpoint, self.name, self.want_events = endpoint, name, events
+        self.timeout, self.connect_timeout = timeout, connect_timeout
+        self.lock = threading.Lock()
+        self.ctx = zmq.Context()
+        self.ctx.set(zmq.BLOCKY, False)
+        self.sock: Any = None
+        self.mon: Any = None
+        self.wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) \
+            if hasattr(os, "eventfd") else -1
+        self.wake_pipe = (-1, -1)
+        if self.wake_fd < 0:
+            self.wake_pipe = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+            self.wake_fd = self.wake_pipe[0]
+        self.poller = select.poll()
+        self.state = "down"  # hello, open, closed
+        self.closing = False
+        self.calls: Dict[int, Call] = {}
+        self.queue: List[Call] = []  # until hello is answered
+        self.next_id = 1
+        self.maps = Mappings()
+        self.pool: Optional[Mapping] = None
+        self.info: Dict[str, Any] = {}
+        self.epoch = 0
+        self.session: Optional[bytes] = None
+        self.incarnation: Optional[bytes] = None
+        self.old: Optional[bytes] = None  # incarnation still to be `unmapped`
+        self.foreign = 0        # views into other pools: of this session,
+        self.old_foreign = 0    # of those before
+        self.leases: set = set()
+        self.last_rx = now()
+        self.events: Deque[Dict[str, Any]] = deque(maxlen=65536)
+        self.on_socket: Optional[Callable[[], None]] = None
+        self.on_event: Optional[Callable[[], None]] = None
+        self._later: Deque[Lease] = deque()
+        self._ping: Optional[Call] = None
+        _engines.add(self)
+
+    # ---- the lock ----------------------------------------------------------
+
+    def unlock(self) -> None:
+        """Every release of the lock: nothing queued is left behind."""
+        while True:
+            if self._later:
+                self._flush()
+            self.lock.release()
+            if not self._later or not self.lock.acquire(False):
+                return
+
+    def later(self, lease: Lease) -> None:
+        """From anywhere, the garbage collector included."""
+        self._later.append(lease)
+        if self.lock.acquire(False):
+            self.unlock()
+
+    def _flush(self) -> None:
+        while self._later:
+            lease = self._later.popleft()
+            if lease.foreign:
+                self._view_gone(lease.epoch)
+            if self.state == "open" and lease.epoch == self.epoch:
+                self._send(Call(0, Request(lease.op, {"buffer": lease.ident}),
+                                None))
+                # A send may swallow the wake-up of a reply.
+                self._drain()
+
+    def _view_gone(self, epoch: int) -> None:
+        if epoch == self.epoch:
+            self.foreign -= 1
+        else:
+            self.old_foreign -= 1
+            self._say_unmapped()
+
+    # ---- requests ----------------------------------------------------------
+
+    def submit(self, request: Request,
+               on_done: Optional[Callable[[Call], None]] = None) -> Call:
+        """Sends, or queues until there is a session. Lock not held."""
+        self.lock.acquire()
+        try:
+            if self.state == "closed":
+                raise ClientClosed("the client is closed")
+            call = Call(self.next_id, request, on_done)
+            self.next_id += 1
+            if self.state == "open":
+                self._check_monitor()
+            if self.state == "open":
+                self._start(call)
+                self._drain()
+            else:
+                self.queue.append(call)
+                call.deadline = call.wake_at = now() + self.connect_timeout
+                if self.state == "down":
+                    self._connect()
+            return call
+        finally:
+            self.unlock()
+
+    def _start(self, call: Call) -> None:
+        at = now()
+        self.calls[call.id] = call
+        call.deadline = at + call.request.limit + self.timeout
+        call.wake_at = at + self.timeout
+        self._send(call)
+
+    def _send(self, call: Call) -> None:
+        r = call.request
+        m = dict(r.fields)
+        m["op"] = r.op
+        m["id"] = call.id
+        try:
+            if r.payload is None:
+                self.sock.send(_pack.pack(m), _NOBLOCK)
+            else:
+                self.sock.send(_pack.pack(m), _NOBLOCK | zmq.SNDMORE)
+                self.sock.send(r.payload, _NOBLOCK)
+        except zmq.ZMQError as e:
+            self._complete(call, None, Internal(f"cannot send: {e}"))
+        except (TypeError, ValueError, OverflowError) as e:
+            self._complete(call, None, error_for("INVALID", str(e)))
+
+    def _complete(self, call: Call, result: Any,
+                  error: Optional[KvferryError]) -> None:
+        if call.done:
+            return
+        self.calls.pop(call.id, None)
+        call.result, call.error, call.done = result, error, True
+        if call.on_done is not None:
+            call.on_done(call)
+
+    def abandon(self, call: Call) -> None:
+        """Nobody waits any more: what it may still bring goes back. Lock
+        not held."""
+        self.lock.acquire()
+        try:
+            if call in self.queue:
+                self.queue.remove(call)
+            elif not call.done and self.state == "open":
+                call.abandoned = True
+                self._send(Call(0, Request("cancel", {"target": call.id}),
+                                None))
+                self._drain()
+            elif call.done and call.result is not None:
+                self._undo(call, call.result[0])
+        finally:
+            self.unlock()
+
+    def _undo(self, call: Call, reply: Dict[str, Any]) -> None:
+        op = "free" if call.request.op == "alloc" else "release"
+        for r in [reply] + list(reply.get("results") or ()):
+            if "buffer" in r and self.state == "open":
+                self._send(Call(0, Request(op, {"buffer": r["buffer"]}), None))
+
+    def check(self, call: Call) -> None:
+        """wake_at passed: the deadline too, or time for a ping. Lock held."""
+        at = now()
+        if call.done or at < call.wake_at:
+            return
+        if at >= call.deadline:
+            self._lost(f"the daemon at {self.endpoint} did not answer "
+                       f"{call.request.op} in time")
+            return
+        if self._ping is not None and not self._ping.done:
+            if at >= self._ping.wake_at:
+                self._lost(f"the daemon at {self.endpoint} does not answer")
+                return
+        elif self.state == "open" and at - self.last_rx >= self.timeout:
+            self._ping = Call(self.next_id, Request("ping"), None)
+            self.next_id += 1
+            self._start(self._ping)
+            self._drain()
+        call.wake_at = min(call.deadline, at + self.timeout)
+
+    # ---- replies -----------------------------------------------------------
+
+    def process(self) -> None:
+        """Reads all that is there. Lock held."""
+        if self.state == "closed":
+            return
+        try:
+            os.read(self.wake_fd, 4096)
+        except BlockingIOError:
+            pass
+        self._drain()
+        self._check_monitor()
+
+    def _drain(self) -> None:
+        while self.sock is not None and \
+                self.sock.get(zmq.EVENTS) & zmq.POLLIN:
+            try:
+                head = self.sock.recv(_NOBLOCK)
+                frame = b""
+                while self.sock.get(zmq.RCVMORE):
+                    frame = self.sock.recv(_NOBLOCK)
+            except zmq.Again:
+                return
+            self._dispatch(head, frame)
+
+    def _dispatch(self, head: bytes, frame: bytes) -> None:
+        try:
+            reply = msgpack.unpackb(head, raw=False, strict_map_key=False)
+        except (ValueError, msgpack.UnpackException):
+            return
+        if not isinstance(reply, dict):
+            return
+        self.last_rx = now()
+        if "event" in reply:
+            self.events.append(reply)
+            if self.on_event is not None:
+                self.on_event()
+            return
+        call = self.calls.get(reply.get("id") or 0)
+        if call is None:
+            return
+        status = reply.get("status", "INTERNAL")
+        if call.abandoned:
+            self.calls.pop(call.id, None)
+            if status == "OK":
+                self._undo(call, reply)
+        elif status == "OK":
+            self._complete(call, (reply, frame), None)
+        elif self.closing:  # "the session has ended": by our own bye
+            self._complete(call, None,
+                           ClientClosed("the client was closed"))
+        else:
+            self._complete(call, None, error_for(
+                status, reply.get("message", ""), reply))
+
+    # ---- the connection ----------------------------------------------------
+
+    def _connect(self) -> None:
+        self.state = "hello"
+        self.sock = self.ctx.socket(zmq.DEALER)
+        for option, value in ((zmq.LINGER, 0), (zmq.SNDHWM, 0),
+                              (zmq.RCVHWM, 0), (zmq.RECONNECT_IVL, 20),
+                              (zmq.RECONNECT_IVL_MAX, 200)):
+            self.sock.setsockopt(option, value)
+        self.mon = self.sock.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        try:
+            self.sock.connect(self.endpoint)
+        except zmq.ZMQError as e:
+            self._lost(f"endpoint {self.endpoint}: {e}")
+            return
+        self.poller = select.poll()
+        for fd in self.fds():
+            self.poller.register(fd, select.POLLIN)
+        self._changed()
+        self._hello(self.session)
+
+    def fds(self) -> List[int]:
+        """What to poll; they change with on_socket."""
+        if self.sock is None:
+            return [self.wake_fd]
+        return [self.sock.get(zmq.FD), self.mon.get(zmq.FD), self.wake_fd]
+
+    def _changed(self) -> None:
+        self.wake()
+        if self.on_socket is not None:
+            self.on_socket()
+
+    def wake(self) -> None:
+        """Ends a poll of another thread."""
+        try:
+            if self.wake_pipe[1] >= 0:
+                os.write(self.wake_pipe[1], b"x")
+            else:
+                os.write(self.wake_fd, b"\x01\0\0\0\0\0\0\0")
+        except BlockingIOError:
+            pass
+
+    def _hello(self, session: Optional[bytes], unmapped: bool = False) -> None:
+        fields: Dict[str, Any] = {"version": 1, "client": self.name,
+                                  "events": self.want_events}
+        if session is not None:
+            fields["session"] = session
+        if unmapped:
+            fields["unmapped"] = self.old
+            self.old = None
+        call = Call(self.next_id, Request("hello", fields), None)
+        self.next_id += 1
+        if not unmapped:
+            call.on_done = self._hello_done
+        self._start(call)
+        self._drain()
+
+    def _hello_done(self, call: Call) -> None:
+        error = call.error
+        if call.result is not None:
+            try:
+                self._opened(call.result[0])
+                return
+            except KvferryError as e:
+                error = e
+        elif "session" in call.request.fields and \
+                not isinstance(error, ConnectionLost):
+            self._hello(None)  # it does not know us: restarted
+            return
+        self._down(error or Internal("hello without an answer"))
+
+    def _opened(self, reply: Dict[str, Any]) -> None:
+        inc = reply.get("incarnation")
+        if reply.get("session") != self.session:
+            pool = reply.get("pool") or {}
+            if self.endpoint.startswith("ipc:") and pool.get("path"):
+                try:
+                    self.pool = self.maps.open(pool["path"], True,
+                                               pool.get("size"), inc)
+                except KvferryError as e:
+                    # Another PID namespace: operations without memory work.
+                    if e.status != "UNSUPPORTED":
+                        raise
+                    self.pool = None
+            if self.incarnation is not None and inc != self.incarnation:
+                self.old = self.incarnation
+            self.old_foreign += self.foreign
+            self.foreign = 0
+            self.epoch += 1
+        self.session, self.incarnation = reply.get("session"), inc
+        self.info = {k: v for k, v in reply.items()
+                     if k not in ("id", "status")}
+        self.state = "open"
+        queue, self.queue = self.queue, []
+        for call in queue:
+            self._start(call)
+        self._say_unmapped()
+        self._drain()
+
+    def _say_unmapped(self) -> None:
+        if self.old is None or self.old_foreign > 0 or self.state != "open":
+            return
+        pool = self.pool
+        self.maps.drop()
+        if pool is not None:
+            self.maps.keep(pool)
+        self._hello(self.session, unmapped=True)
+
+    def _check_monitor(self) -> None:
+        lost = False
+        while self.mon is not None and self.mon.get(zmq.EVENTS) & zmq.POLLIN:
+            recv_monitor_message(self.mon, _NOBLOCK)
+            lost = True
+        if lost:
+            self._drain()  # replies first: the loss ends the rest
+            self._lost(f"the connection to the daemon at {self.endpoint} was "
+                       "lost")
+
+    def _lost(self, why: str) -> None:
+        if self.state == "hello":
+            why = f"no daemon answers at {self.endpoint}: is kvferryd running?"
+        self._down(ConnectionLost(why))
+
+    def _down(self, error: KvferryError) -> None:
+        if self.state != "closed":
+            self.state = "down"
+        sock, self.sock, self.mon, mon = self.sock, None, None, self.mon
+        calls = list(self.calls.values()) + self.queue
+        self.calls, self.queue = {}, []
+        if sock is not None:
+            sock.disable_monitor()
+            mon.close(0)
+            sock.close()  # LINGER is 0, but for the bye of an exit
+            self._changed()
+        for call in calls:
+            if call.on_done != self._hello_done:
+                self._complete(call, None, error)
+
+    def shut(self) -> None:
+        """Ends all outstanding calls with ClientClosed. Lock held."""
+        if self.state == "closed":
+            return
+        self.state = "closed"
+        self._down(ClientClosed("the client was closed"))
+        self.pool = None
+        self.maps.drop()
+        self.ctx.term()
+
+    def __del__(self) -> None:
+        for fd in {self.wake_fd, *self.wake_pipe} - {-1}:
+            os.close(fd)
+
+
+@atexit.register
+def _at_exit() -> None:
+    """Nothing of zmq is left for the interpreter's last moments."""
+    for e in list(_engines):
+        if e.state == "closed" or not e.lock.acquire(timeout=1):
+            continue
+        if e.state == "open":  # LINGER 0: a bye has to be on its way
+            e.sock.setsockopt(zmq.LINGER, 100)
+            e._send(Call(0, Request("bye"), None))
+        e.shut()
+        e.lock.release()
+
+
+def _after_fork() -> None:
+    """A child has no part in its parent's connections."""
+    for e in list(_engines):
+        e.lock = threading.Lock()
+        e.state = "closed"
+        e.sock = e.mon = None
+        e.calls, e.queue = {}, []
+
+
+os.register_at_fork(after_in_child=_after_fork)

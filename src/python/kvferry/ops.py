@@ -1,0 +1,288 @@
+"""The operations, written once for the synchronous and the asyncio client.
+
+Each is a generator: it yields a Request, is sent (reply, frame) or is thrown
+the KvferryError of that request, and returns what the caller gets. It does
+nothing that blocks.
+"""
+from __future__ import annotations
+
+from typing import (Any, Dict, Generator, List, Mapping, NamedTuple, Optional,
+                    Sequence, Tuple, Union)
+
+from .buffers import Buffer, Payload, Region, Segment, Source
+from .engine import INF, Engine, Lease, Request
+from .errors import Internal, KvferryError, Stale, Unsupported, error_for
+
+Op = Generator[Request, Tuple[Dict[str, Any], bytes], Any]
+
+
+class Worker(NamedTuple):
+    """A worker as the source of a get: its stage, and where that is not to
+    be taken from the configured edges, rank and replica."""
+    stage: int
+    rank: Optional[int] = None
+    replica: Optional[int] = None
+
+
+class PutResult(NamedTuple):
+    """`metadata` travels to the reader: get(key, source=metadata)."""
+    size: int
+    generation: int
+    metadata: Dict[str, Any]
+
+
+From = Union[int, Worker, Tuple[str, int], Mapping[str, Any], None]
+Into = Union[Region, Buffer, Segment, Sequence[Union[Region, Buffer, Segment]]]
+
+
+def key_for(request_id: str, from_stage: int, to_stage: int) -> str:
+    """The key of a request's transfer between two stages.
+
+    >>> key_for("req-1", 0, 1)
+    'req-1:0_1'
+    """
+    return f"{request_id}:{from_stage}_{to_stage}"
+
+
+def simple(op: str, fields: Optional[Dict[str, Any]] = None,
+           result: Optional[str] = None, limit: float = 0) -> Op:
+    reply, _ = yield Request(op, fields, None, limit)
+    if result is not None:
+        return reply.get(result)
+    return {k: v for k, v in reply.items() if k not in ("id", "status")}
+
+
+# ---- put ---------------------------------------------------------------------
+
+def alloc(e: Engine, size: int) -> Op:
+    reply, _ = yield Request("alloc", {"size": size})
+    if e.pool is None:
+        yield Request("free", {"buffer": reply["buffer"]})
+        raise Unsupported("the pool of the daemon cannot be mapped here")
+    at = reply["offset"]
+    if at < 4096 or at + size > e.pool.size:
+        raise Internal("a buffer outside the pool")
+    view = e.pool.view[at:at + size]
+    return Buffer(view, reply["buffer"],
+                  Lease(e, "free", reply["buffer"], [view]))
+
+
+def segments_of(e: Engine, data: Any) -> Optional[List[Segment]]:
+    """`data` as segments, or None when it is something to be copied."""
+    if isinstance(data, Segment) or isinstance(data, (Buffer, Region)):
+        data = [data]
+    if not isinstance(data, (list, tuple)):
+        return None
+    out = []
+    for d in data:
+        if isinstance(d, (Buffer, Region)):
+            d = d.segment()
+        if not isinstance(d, Segment):
+            raise TypeError("a list of buffers, regions and segments, not of "
+                            f"{type(d).__name__}")
+        owner = d.owner
+        if isinstance(owner, Payload):
+            raise TypeError("what a get brought is not to be put again: "
+                            "put a copy")
+        if isinstance(owner, Buffer) and owner._lease is not None and \
+                owner._lease.epoch != e.epoch:
+            raise Stale("the buffer is of a session that has ended")
+        out.append(d)
+    return out
+
+
+def put(e: Engine, key: str, data: Any, options: Dict[str, Any],
+        inline_max: int = 4096) -> Op:
+    """Small things travel in the request, others through the pool."""
+    fields = {"key": key, **options}
+    if isinstance(data, Payload):
+        data = data.to_bytes()
+    segments = segments_of(e, data)
+    if segments is not None:
+        return (yield from _put_segments(fields, segments))
+    src = Source(data)
+    limits = e.info.get("limits") or {}
+    if e.state == "open" and e.pool is None:  # no other way
+        inline_max = limits.get("inline_max", inline_max)
+    if src.size <= min(inline_max, limits.get("inline_max", inline_max)) or \
+            (e.state == "open" and e.pool is None):
+        reply, _ = yield Request("put", fields, src.to_bytes())
+        return _put_result(reply)
+    with (yield from alloc(e, src.size)) as buffer:
+        src.fill(buffer._mv)
+        return (yield from _put_segments(fields, [buffer.segment()]))
+
+
+def _put_segments(fields: Dict[str, Any], segments: List[Segment]) -> Op:
+    fields["segments"] = [s.wire() for s in segments]
+    reply, _ = yield Request("put", fields)
+    for s in segments:
+        if isinstance(s.owner, Buffer):
+            s.owner._given_away()
+    return _put_result(reply)
+
+
+def _put_result(reply: Dict[str, Any]) -> PutResult:
+    return PutResult(reply["size"], reply["generation"], reply["metadata"])
+
+
+# ---- get ---------------------------------------------------------------------
+
+def time_fields(timeout: Optional[float], fields: Dict[str, Any]) -> float:
+    """Seconds to the protocol's words; how long the daemon may take."""
+    if timeout is None:
+        return INF  # the daemon's configuration says
+    if timeout == INF:
+        fields["timeout_ms"] = 0
+    elif timeout <= 0:
+        fields["wait"] = False
+        return 0
+    else:
+        fields["timeout_ms"] = max(1, round(timeout * 1000))
+    return timeout
+
+
+def source_fields(source: From) -> Dict[str, Any]:
+    """The fields that name the sender."""
+    if source is None:
+        return {}
+    if isinstance(source, Mapping):
+        return {"metadata": dict(source)}
+    if isinstance(source, int):
+        return {"from": {"stage": source}}
+    if isinstance(source, Worker):
+        return {"from": {k: v for k, v in source._asdict().items()
+                         if v is not None}}
+    host, port = source
+    return {"source": {"host": host, "port": port}}
+
+
+def get_fields(e: Engine, key: str, source: From, mode: str,
+               into: Optional[Into], generation: Optional[int]
+               ) -> Dict[str, Any]:
+    fields: Dict[str, Any] = {"key": key, **source_fields(source)}
+    if into is not None:
+        segments = segments_of(e, into)
+        if segments is None:
+            raise TypeError("into takes regions, buffers and segments of them")
+        fields["into"] = [s.wire() for s in segments]
+    elif mode != "auto":
+        fields["mode"] = mode
+    if generation is not None:
+        fields["generation"] = generation
+    if e.pool is None and e.state == "open" and mode == "auto" and not into:
+        fields["mode"] = "inline"
+    return fields
+
+
+def payload_of(e: Engine, key: str, reply: Dict[str, Any], frame: memoryview,
+               into: Optional[Into]) -> Payload:
+    ident = reply.get("buffer")
+    if reply.get("mode") == "inline":
+        if frame.nbytes != reply["size"]:
+            raise Internal("the inline bytes have not the size of the reply")
+        return Payload(reply, [frame.toreadonly()], None, key)
+    if into is not None:
+        return Payload(reply, _into_pieces(e, into), None, key)
+    pieces, foreign = [], False
+    try:
+        for s in reply["segments"]:
+            pool = e.pool
+            if "path" in s:
+                pool = e.maps.open(s["path"], False)
+                foreign = True
+            at, n = s["offset"], s["length"]
+            if pool is None or at < 0 or n < 0 or at + n > pool.size:
+                raise Internal("a segment outside of what is mapped")
+            pieces.append(pool.view[at:at + n].toreadonly())
+        if sum(p.nbytes for p in pieces) != reply["size"]:
+            raise Internal("the segments do not make the size")
+    except KvferryError:
+        Lease(e, "release", ident or 0, [memoryview(b"")]).end()
+        raise
+    return Payload(reply, pieces,
+                   Lease(e, "release", ident or 0, pieces, foreign), key)
+
+
+def _into_pieces(e: Engine, into: Into) -> List[memoryview]:
+    out = []
+    for s in segments_of(e, into) or ():
+        out.append(s.owner._export()[s.offset:s.offset + s.length]
+                   .toreadonly())
+    return out
+
+
+def get(e: Engine, key: str, source: From, timeout: Optional[float],
+        mode: str, into: Optional[Into], generation: Optional[int],
+        verify: bool) -> Op:
+    fields = get_fields(e, key, source, mode, into, generation)
+    limit = time_fields(timeout, fields)
+    reply, frame = yield Request("get", fields, None, limit)
+    payload = payload_of(e, key, reply, memoryview(frame), into)
+    if verify and payload.checksum is not None:
+        try:
+            payload.verify()
+        except KvferryError:
+            payload.discard()
+            raise
+    return payload
+
+
+class Get(NamedTuple):
+    """One get of an mget; the fields are those of Client.get."""
+    key: str
+    source: From = None
+    timeout: Optional[float] = None
+    mode: str = "auto"
+    into: Optional[Into] = None
+    generation: Optional[int] = None
+
+
+def mget(e: Engine, gets: Sequence[Union[str, Get]],
+         timeout: Optional[float], source: From, all_or_nothing: bool) -> Op:
+    items = [Get(g, source) if isinstance(g, str) else g for g in gets]
+    wire, limit = [], 0.0
+    fields: Dict[str, Any] = {"gets": wire}
+    if timeout is not None and timeout <= 0:
+        items = [i._replace(timeout=0) if i.timeout is None else i
+                 for i in items]
+    else:
+        limit = time_fields(timeout, fields)
+    for g in items:
+        m = get_fields(e, g.key, g.source, g.mode, g.into, g.generation)
+        if g.timeout is not None:
+            limit = max(limit, time_fields(g.timeout, m))
+        wire.append(m)
+    if all_or_nothing:
+        fields["all_or_nothing"] = True
+    reply, frame = yield Request("mget", fields, None, limit)
+    out: List[Union[Payload, KvferryError]] = []
+    at = 0
+    for g, r in zip(items, reply["results"]):
+        try:
+            if r["status"] != "OK":
+                raise error_for(r["status"], r.get("message", ""), r)
+            part = memoryview(b"")
+            if r.get("mode") == "inline":
+                part = memoryview(frame)[at:at + r["size"]]
+                at += r["size"]
+            out.append(payload_of(e, g.key, r, part, g.into))
+        except KvferryError as error:
+            out.append(error)
+    return out
+
+
+# ---- memory of one's own -----------------------------------------------------
+
+def register(e: Engine, region: Region) -> Op:
+    reply, _ = yield Request("register", {"fd": region.fd,
+                                          "size": region.size})
+    region.id = reply["region"]
+    return region
+
+
+def unregister(e: Engine, region: Region) -> Op:
+    if region.id:
+        yield Request("unregister", {"region": region.id})
+        region.id = 0
+    region.close()
