@@ -13,6 +13,7 @@
 #include "loop/reactor_base.h"
 
 #include <errno.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -45,6 +46,7 @@ struct kvf_reactor {
     struct kvf_list ready, touched;
     uint64_t woke_ns; /* end of the last wait; 0 = none yet */
     bool stop;
+    bool work;      /* something said BUSY, not only SPIN */
     bool signalled; /* some slot is pending */
     unsigned n_signals;
     struct signal_slot signal[MAX_SIGNALS];
@@ -323,9 +325,26 @@ static void arm_touched(struct kvf_reactor *r)
         struct kvf_source *src =
             kvf_container_of(n, struct kvf_source, touched_node);
 
-        if (src->ops->arm != NULL && src->ops->arm(src) == KVF_ARM_BUSY)
-            kvf_source_kick(src);
+        enum kvf_arm how =
+            src->ops->arm != NULL ? src->ops->arm(src) : KVF_ARM_QUIET;
+
+        if (how == KVF_ARM_QUIET)
+            continue;
+        r->work |= how == KVF_ARM_BUSY;
+        kvf_source_kick(src);
     }
+}
+
+/* True when nothing but sources that spin keeps the loop awake. */
+static bool only_spins(const struct kvf_reactor *r)
+{
+    if (r->work || !kvf_list_empty(&r->sched.tasks) ||
+        !kvf_list_empty(&r->sched.slices))
+        return false;
+    kvf_list_for_each (n, &r->ready)
+        if (kvf_container_of(n, struct kvf_source, ready_node)->ready != 0)
+            return false;
+    return true;
 }
 
 /* Sets the timer for `due`, if it is not set for that already. */
@@ -382,12 +401,19 @@ int kvf_reactor_once(struct kvf_reactor *r, uint64_t timeout_ns,
 
     if (timeout_ns < KVF_NEVER - now)
         until = now + timeout_ns;
+    /* What was kicked by hand counts as work; what arm() keeps awake is told
+     * apart from it. */
+    r->work = !kvf_list_empty(&r->ready);
     /* Second pass of the iteration before: all its handlers have run. */
     arm_touched(r);
     busy = !kvf_list_empty(&r->ready) || !kvf_list_empty(&r->touched) ||
            !kvf_list_empty(&r->sched.tasks) ||
            !kvf_list_empty(&r->sched.slices);
     rc = wait_for_events(r, busy, until, why);
+    /* Whoever shares this processor may be the one that the bytes, or the
+     * engine, are waiting for. */
+    if (busy && only_spins(r))
+        sched_yield();
     kvf_sched_stamp(&r->sched);
     if (r->signalled)
         deliver_signals(r);

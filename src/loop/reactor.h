@@ -19,7 +19,10 @@ struct kvf_source;
 
 enum kvf_arm {
     KVF_ARM_QUIET, /* quiet now; the descriptor will turn ready on new work */
-    KVF_ARM_BUSY   /* work is already here: the loop must not sleep */
+    KVF_ARM_BUSY,  /* work is already here: the loop must not sleep */
+    KVF_ARM_SPIN   /* nothing is here, but it is expected within microseconds:
+                      the loop does not sleep, and gives way to others that want
+                      the processor */
 };
 
 /* What the descriptor is watched for; also what `drain` is told is ready. */

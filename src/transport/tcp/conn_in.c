@@ -147,14 +147,6 @@ static enum kvf_arm arm(struct kvf_source *src)
     struct kvf_tcp_in *c = kvf_container_of(src, struct kvf_tcp_in, src);
     unsigned want = 0;
 
-    if (c->proven && sched_of(c)->now_ns - c->last_progress <
-                         c->tcp->conf.spin_us * KVF_NS_PER_US)
-        return KVF_ARM_BUSY;
-    if (reads_ahead(c))
-        want |= KVF_WANT_READ;
-    if (c->tx_blocked)
-        want |= KVF_WANT_WRITE;
-    kvf_source_want(src, want);
     /* The budget ended the turn, or the queue was full: there is work here
      * that the socket will not tell of. */
     if (!c->tx_blocked && (c->tx_active || c->q_n > 0))
@@ -162,6 +154,14 @@ static enum kvf_arm arm(struct kvf_source *src)
     if (!c->wr_active && c->q_n < KVF_TCP_QUEUE && c->proven &&
         c->rx_len >= KVF_FRAME_REQ_LEN)
         return KVF_ARM_BUSY;
+    if (c->proven && sched_of(c)->now_ns - c->last_progress <
+                         c->tcp->conf.spin_us * KVF_NS_PER_US)
+        return KVF_ARM_SPIN;
+    if (reads_ahead(c))
+        want |= KVF_WANT_READ;
+    if (c->tx_blocked)
+        want |= KVF_WANT_WRITE;
+    kvf_source_want(src, want);
     return KVF_ARM_QUIET;
 }
 
