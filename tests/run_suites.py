@@ -36,8 +36,10 @@ SUITES = {
     "fuzz": ("meson", "asan", 240),
     "integration": ("pytest", "release", 540),
     "integration:asan": ("pytest", "asan", 540),
+    "python": ("pytest", "release", 300),
 }
-QUICK = ["lint", "unit:asan", "sim:asan", "conformance:asan", "integration"]
+QUICK = ["lint", "unit:asan", "sim:asan", "conformance:asan", "integration",
+         "python"]
 
 
 class Tally:
@@ -220,8 +222,9 @@ def junit(path, label, tally_list):
 
 
 def run_pytest(label, build_name, seconds, quick, tally):
-    """The integration tests, in two shards side by side: they mostly wait."""
+    """A folder of pytest, in two shards side by side: they mostly wait."""
     d = build_dir(build_name)
+    folder = label.split(":")[0]
     marks = "not slow" if quick or build_name == "asan" else ""
     if build_name == "asan":
         marks += " and not release_only"
@@ -232,12 +235,12 @@ def run_pytest(label, build_name, seconds, quick, tally):
     shards = []
     for i in range(2):
         env = dict(os.environ, KVF_BUILD=d, KVF_SHARD=f"{i}/2")
-        xml = os.path.join(d, f"integration-{i}.xml")
+        xml = os.path.join(d, f"{folder}-{i}.xml")
         if os.path.exists(xml):
             os.unlink(xml)
-        log = open(os.path.join(d, f"integration-{i}.log"), "w+b")
+        log = open(os.path.join(d, f"{folder}-{i}.log"), "w+b")
         cmd = [PY, "-m", "pytest", "-q", "-p", "no:cacheprovider",
-               "--tb=short", f"--junit-xml={xml}", "tests/integration"]
+               "--tb=short", f"--junit-xml={xml}", f"tests/{folder}"]
         if marks:
             cmd += ["-m", marks]
         shards.append((start(cmd, log, env), xml, log))
