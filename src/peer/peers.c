@@ -237,6 +237,22 @@ void kvf_peers_unmapped(struct kvf_peers *ps, const struct kvf_peer_gone *gone)
     }
 }
 
+void kvf_peers_configure(struct kvf_peers *ps)
+{
+    struct kvf_sched *s = ps->env.sched;
+    struct kvf_peer *p, *next_peer;
+    struct kvf_guest *g, *next_guest;
+
+    HASH_ITER (hh, ps->peers, p, next_peer) {
+        if (p->state == KVF_PEER_UP)
+            kvf_timer_set(s, &p->tick, s->now_ns);
+    }
+    HASH_ITER (hh, ps->guests, g, next_guest) {
+        if (g->up)
+            kvf_timer_set(s, &g->tick, s->now_ns);
+    }
+}
+
 void kvf_peers_gauges(const struct kvf_peers *ps, struct kvf_peers_gauges *out)
 {
     struct kvf_peers_gauges g = {0};

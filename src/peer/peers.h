@@ -213,6 +213,9 @@ void kvf_peer_unask(struct kvf_ask *a);
  * (hello.unmapped). */
 void kvf_peers_unmapped(struct kvf_peers *ps, const struct kvf_peer_gone *gone);
 
+/* The configuration has changed (SIGHUP): timers that run follow it. */
+void kvf_peers_configure(struct kvf_peers *ps);
+
 /* ---- introspection
  * -------------------------------------------------------------- */
 

@@ -445,3 +445,24 @@ def test_timeout_0_waits_for_ever(pair_of):
     assert w not in p.b.replies
     p.a.put("k", b"x")
     assert p.b.recv(w).status == "OK"
+
+
+def test_sighup_changes_when_a_peer_counts_as_dead(pair_of):
+    """The reload reaches the peers and the tcp transport."""
+    p = pair_of(conf={"connector": {"peer_timeout_ms": 60000,
+                                    "protocol": "tcp"}})
+    p.meet()
+    p.dst.conf["connector"]["peer_timeout_ms"] = 400
+    with open(p.dst.ini, "w", encoding="utf-8") as f:
+        f.write(kvf.ini(p.dst.conf))
+    p.dst.proc.send_signal(signal.SIGHUP)
+    p.dst.wait_log(r"\[CONF\] reloaded")
+    p.a.put("k", kvf.pattern(8 * MIB), readers=0)
+    p.src.stop()
+    try:
+        began = time.monotonic()
+        r = p.b.request("get", key="k", mode="copy", timeout_ms=30000)
+        assert r.status == "PEER_UNREACHABLE", dict(r)
+        assert time.monotonic() - began < 3 * kvf.SLOW
+    finally:
+        p.src.cont()
