@@ -69,5 +69,6 @@ int cli_peer(struct cli *c, int argc, char **argv);
 int cli_drain(struct cli *c, int argc, char **argv);
 int cli_doctor(struct cli *c, int argc, char **argv);
 int cli_bench(struct cli *c, int argc, char **argv);
+int cli_plan(struct cli *c, int argc, char **argv);
 int cli_version(struct cli *c, int argc, char **argv);
 #endif

@@ -63,6 +63,12 @@ static const struct cli_command commands[] = {
      "  --pids P,Q         whose CPU time to count (default: the daemons')\n"
      "  --copy             memcpy against non-temporal stores, no daemon\n"
      "  --json             one JSON object a line\n"},
+    {"plan", cli_plan, "plan a transfer between two KV layouts",
+     "plan [--case FILE]\n"
+     "  --case FILE        a KVCASE text (default: standard input)\n"
+     "  --explain          who reads what, for people\n"
+     "  --stats            descriptors, bytes and planning times\n"
+     "No daemon is asked. A refusal is an answer too: ERR KIND text, exit 0.\n"},
     {"version", cli_version, "print the version", "version\n"},
     {"help", cli_help, "explain a subcommand", "help [SUBCOMMAND]\n"},
 };

@@ -11,12 +11,13 @@ import re
 import source
 
 # From the bottom up; folders of one row do not know each other.
-ROWS = [["base"], ["conf"], ["loop", "wire"], ["memory"], ["store"],
+ROWS = [["base"], ["conf"], ["loop", "wire"], ["memory"], ["layout"], ["store"],
         ["transport"], ["peer"], ["request"], ["daemon"]]
 # Beside the rows: programs and the library of clients.
 ONLY = {
     "client": {"base", "conf", "wire"},
-    "cli": {"base", "conf", "client"},
+    "cli": {"base", "conf", "client", "layout"},
+    "layout": {"base"},
 }
 # Single headers beyond that, each with its reason.
 ALSO = {
