@@ -124,6 +124,8 @@ void kvf_get_stop(struct kvf_get *g, const struct kvf_why *why)
 /* ---- time
  * -------------------------------------------------------------------- */
 
+#define HELD_GRACE_NS (20 * KVF_NS_PER_MS)
+
 static void on_deadline(struct kvf_timer *t)
 {
     struct kvf_get *g = kvf_container_of(t, struct kvf_get, deadline);
@@ -132,6 +134,20 @@ static void on_deadline(struct kvf_timer *t)
     const char *owner = kvf_get_owner_name(g);
 
     switch ((unsigned)g->m.state) {
+    case KVF_GET_HELD:
+        /* It waits for others of its mget. They have the same deadline, and
+         * what they say is the cause: they come first. */
+        if (!g->overdue) {
+            g->overdue = true;
+            kvf_timer_set(g->gs->env.sched, t,
+                          g->gs->env.sched->now_ns + HELD_GRACE_NS);
+            return;
+        }
+        kvf_get_because(g, KVF_TIMEOUT,
+                        "waited %llu ms for the other keys of the mget; this "
+                        "one had come",
+                        ms);
+        break;
     case KVF_GET_ACCEPTED:
     case KVF_GET_CONNECTING:
         kvf_get_because(

@@ -44,6 +44,7 @@ struct kvf_get {
     void *arg;
     bool silent; /* its session ended: no reply */
     bool stopping;
+    bool overdue; /* held beyond its deadline */
 
     /* the request */
     char *key;

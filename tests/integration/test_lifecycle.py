@@ -319,6 +319,19 @@ def test_mget_all_or_nothing_waits_for_the_last(pair):
     assert r.status == "OK" and r.payload == b"a" * 100 + b"b" * 100
 
 
+def test_mget_all_or_nothing_names_what_did_not_come(pair):
+    """Not the one that waits for it, though its deadline is the same."""
+    pair.a.put("k0", b"a" * 100000)
+    for keys in (["k0", "k1"], ["k1", "k0"]):
+        r = pair.b.want("TIMEOUT", "mget", all_or_nothing=True,
+                        timeout_ms=200, gets=[{"key": k} for k in keys])
+        got = {k: x["status"] for k, x in zip(keys, r["results"])}
+        assert got == {"k0": "CANCELLED", "k1": "TIMEOUT"}, r
+    r = pair.b.want("TIMEOUT", "mget", all_or_nothing=True, gets=[
+        {"key": "k0", "timeout_ms": 200}, {"key": "k1"}])
+    assert r["results"][0]["status"] == "TIMEOUT", r
+
+
 def test_empty_mget_is_answered(engine):
     assert engine.request("mget", gets=[]).status in ("OK", "INVALID")
 
