@@ -212,8 +212,9 @@ def test_dead_engines_leave_no_fds(daemon, other_process):
 
 def test_stopped_engine_keeps_what_it_maps(pair, other_process):
     """Unreachable is not quiet: a stopped viewer may read again."""
-    pair.a.put("k", kvf.pattern(MIB, 1), ttl_ms=200)
     e = other_process(pair.dst)
+    pair.meet()
+    pair.a.put("k", kvf.pattern(MIB, 1), ttl_ms=500)
     e.ok("get", key="k", mode="view")
     e.stop()
     until(lambda: pair.src.pool()["draining"] >= MIB, "expired, not freed")
@@ -312,8 +313,9 @@ def test_getter_killed_with_a_claim(pair, other_process, mode):
 
 def test_getter_daemon_killed_but_its_engine_still_maps(pair, other_process):
     """The owner waits for the engine's exit, not only for the daemon's."""
-    pair.a.put("k", kvf.pattern(MIB), ttl_ms=300)
     e = other_process(pair.dst)
+    pair.meet()
+    pair.a.put("k", kvf.pattern(MIB), ttl_ms=500)
     e.ok("get", key="k", mode="view")
     pair.dst.kill()
     pair.src.wait_log(r"\[KVF PEER\] \S+ down")
@@ -324,7 +326,8 @@ def test_getter_daemon_killed_but_its_engine_still_maps(pair, other_process):
 
 
 def test_getter_restart_with_unmapped_frees_the_view(pair):
-    pair.a.put("k", kvf.pattern(MIB), ttl_ms=300)
+    pair.meet()
+    pair.a.put("k", kvf.pattern(MIB), ttl_ms=500)
     pair.b.ok("get", key="k", mode="view")
     old = pair.dst.incarnation
     pair.dst.kill()
