@@ -89,6 +89,8 @@ static int open_monitor(struct kvferry *h)
     return zmq_connect(h->mon, name);
 }
 
+static bool disconnected(struct kvferry *h);
+
 int kvfc_conn_open(struct kvferry *h, const char *endpoint, struct kvf_why *why)
 {
     h->armed_ns = KVFC_NEVER;
@@ -105,6 +107,8 @@ int kvfc_conn_open(struct kvferry *h, const char *endpoint, struct kvf_why *why)
     if (zmq_connect(h->sock, endpoint) != 0)
         return kvf_fail(why, KVF_INVALID, "endpoint %s: %s", endpoint,
                         zmq_strerror(errno));
+    /* A pipe wakes its reader only after it was found empty once. */
+    disconnected(h);
     return 0;
 }
 

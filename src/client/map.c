@@ -54,14 +54,16 @@ static int map_fd(struct kvferry *h, int fd, bool write,
 
     /* Without the seal the file could be cut while we read: SIGBUS. */
     if (!S_ISREG(st->st_mode) || seals < 0 || !(seals & F_SEAL_SHRINK) ||
-        size < KVF_SEGMENT_HEADER)
+        size == 0 || (write && size < KVF_SEGMENT_HEADER))
         return kvf_fail(why, KVF_STALE, "that is not a sealed memory file");
     base = mmap(NULL, size, write ? PROT_READ | PROT_WRITE : PROT_READ,
                 MAP_SHARED, fd, 0);
     if (base == MAP_FAILED)
         return kvf_fail(why, KVF_INTERNAL, "mmap of %llu bytes: %s",
                         (unsigned long long)size, strerror(errno));
-    rc = check_header(base, size, incarnation, why);
+    /* A view may also point into a region, an engine's own memfd, which has no
+     * header. */
+    rc = write ? check_header(base, size, incarnation, why) : 0;
     m = rc == 0 ? calloc(1, sizeof *m) : NULL;
     if (m == NULL) {
         munmap(base, size);
@@ -96,7 +98,9 @@ int kvfc_map_open(struct kvferry *h, const char *path, bool write,
         rc =
             kvf_fail(why, KVF_STALE, "%s is not the pool that was named", path);
     } else if ((m = find(h, &st, write)) != NULL) {
-        rc = check_header((const void *)m->base, m->size, incarnation, why);
+        rc = write ? check_header((const void *)m->base, m->size, incarnation,
+                                  why)
+                   : 0;
     } else {
         rc = map_fd(h, fd, write, incarnation, &st, &m, why);
     }
