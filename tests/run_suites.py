@@ -33,13 +33,15 @@ SUITES = {
     "sim:asan": ("meson", "asan", 300),
     "conformance": ("meson", "release", 240),
     "conformance:asan": ("meson", "asan", 300),
+    "layout": ("meson", "release", 120),
+    "layout:asan": ("meson", "asan", 180),
     "fuzz": ("meson", "asan", 240),
     "integration": ("pytest", "release", 540),
     "integration:asan": ("pytest", "asan", 540),
     "python": ("pytest", "release", 300),
 }
-QUICK = ["lint", "unit:asan", "sim:asan", "conformance:asan", "integration",
-         "python"]
+QUICK = ["lint", "unit:asan", "layout", "sim:asan", "conformance:asan",
+         "integration", "python"]
 
 
 class Tally:

@@ -93,6 +93,9 @@ def main():
     write("fuzz_frame", "answer",
           b"KR" + struct.pack(">HIQQ", 0, 0, 1, 65536) + bytes(32))
 
+    for case in sorted((HERE.parent / "layout" / "cases").glob("*.case")):
+        write("fuzz_case", case.stem, case.read_bytes())
+
     write("fuzz_conf", "small", b"[worker]\ncluster = c\nstage = 1\n"
           b"rank = 0\n[connector]\nhost = 127.0.0.1\nzmq_port = 50000\n"
           b"memory_pool_size = 1GiB\nget_sub_timeout_ms = 30s\n"

@@ -11,9 +11,9 @@ import re
 import source
 
 # From the bottom up; folders of one row do not know each other.
-ROWS = [["base"], ["conf"], ["loop", "wire"], ["memory"], ["layout"], ["store"],
-        ["transport"], ["peer"], ["request"], ["daemon"]]
-# Beside the rows: programs and the library of clients.
+ROWS = [["base"], ["conf"], ["loop", "wire"], ["memory"], ["layout"],
+        ["store"], ["transport"], ["peer"], ["request"], ["daemon"]]
+# Beside the rows: programs, the library of clients, and pure mathematics.
 ONLY = {
     "client": {"base", "conf", "wire"},
     "cli": {"base", "conf", "client", "layout"},
