@@ -68,7 +68,8 @@ static const struct cli_command commands[] = {
      "  --case FILE        a KVCASE text (default: standard input)\n"
      "  --explain          who reads what, for people\n"
      "  --stats            descriptors, bytes and planning times\n"
-     "No daemon is asked. A refusal is an answer too: ERR KIND text, exit 0.\n"},
+     "No daemon is asked. A refusal is an answer too: ERR KIND text, exit "
+     "0.\n"},
     {"version", cli_version, "print the version", "version\n"},
     {"help", cli_help, "explain a subcommand", "help [SUBCOMMAND]\n"},
 };
