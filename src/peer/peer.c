@@ -246,7 +246,8 @@ static void dial(struct kvf_peer *p)
         0) {
         /* Out of sockets or memory here: the tick tries again. */
         p->dial = NULL;
-        p->why = why;
+        kvf_fail(&p->why, KVF_PEER_UNREACHABLE, "cannot dial %s: %s", p->addr,
+                 why.text);
     }
     kvf_timer_set(s, &p->tick,
                   s->now_ns + HELLO_AGAIN_NS / 2 +
