@@ -282,8 +282,10 @@ int cli_plan_stats(const struct kvf_case *c, const struct kvf_request *r,
 {
     const struct kvf_side *d = &c->side[1];
     int64_t ranks = d->tp * d->pp;
-    int rc = 0;
+    double start = now_us();
+    int rc = kvf_pair_check(&c->side[0], d, no);
 
+    printf("check of the two layouts %.1f us\n", now_us() - start);
     for (int64_t rank = 0; rank < ranks && rc == 0; rank++) {
         struct kvf_plan plan = {0};
         double begin = now_us(), made, planned;

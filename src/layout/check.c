@@ -188,6 +188,13 @@ static int same_comps(const struct pair *x, unsigned l, enum kvf_refuse kind)
     return 0;
 }
 
+static bool alike(const struct pair *x, unsigned l)
+{
+    struct pair quiet = {{x->s[0], x->s[1]}, NULL};
+
+    return same_comps(&quiet, l, KVF_E_GEOMETRY) == 0;
+}
+
 static bool legal(const struct kvf_side *s, const struct kvf_layer *l)
 {
     for (unsigned c = 0; c < l->n_comps; c++)
@@ -245,7 +252,8 @@ static int check_geometry(const struct pair *x)
                                 "unit",
                                 y->name);
         }
-        for (unsigned i = 0; i < 2 && rc == 0; i++)
+        /* SSM components that differ: pages say nothing, E_SSM_SHAPE does */
+        for (unsigned i = 0; i < 2 && rc == 0 && alike(x, l); i++)
             rc = check_parts(x, i, l);
         if (rc < 0)
             return rc;

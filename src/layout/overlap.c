@@ -3,8 +3,9 @@
  * Views of one group, or of groups with block ids of their own, must be apart,
  * or two reads would write one byte. Groups of one pool may share views: their
  * ids differ. Happy path: views sorted by region, pairs compared within one.
- * Two strides: compared modulo their common divisor, which may refuse an odd
- * layout that would just have worked, and never lets a wrong one pass. */
+ * Two strides: compared modulo their common divisor, and only when that does
+ * not keep them apart, block by block. Failure modes: an overlap; memory; a
+ * layout so odd that WALK_MAX steps do not settle it is refused. */
 #include "layout.h"
 
 #include "own.h"
@@ -30,8 +31,31 @@ static int by_region(const void *a, const void *b)
     return (x->off0 > y->off0) - (x->off0 < y->off0);
 }
 
+#define WALK_MAX ((int64_t)1 << 24)
+
+/* Block by block, the one that lies behind is moved on. */
+static bool walk_meet(const struct strip *x, const struct strip *y,
+                      int64_t *steps)
+{
+    int64_t i = 0, k = 0;
+
+    while (i < x->n && k < y->n) {
+        int64_t a = x->off0 + i * x->stride, b = y->off0 + k * y->stride;
+
+        if (++*steps > WALK_MAX)
+            return true;
+        if (a + x->bytes <= b)
+            i++;
+        else if (b + y->bytes <= a)
+            k++;
+        else
+            return true;
+    }
+    return false;
+}
+
 /* x->off0 <= y->off0 */
-static bool meet(const struct strip *x, const struct strip *y)
+static bool meet(const struct strip *x, const struct strip *y, int64_t *steps)
 {
     int64_t gap = y->off0 - x->off0, g = x->stride, h = y->stride, k;
 
@@ -47,7 +71,8 @@ static bool meet(const struct strip *x, const struct strip *y)
         g = h;
         h = k;
     }
-    return gap % g < x->bytes || g - gap % g < y->bytes;
+    return (gap % g < x->bytes || g - gap % g < y->bytes) &&
+           walk_meet(x, y, steps);
 }
 
 /* Their blocks are never the same ones. */
@@ -84,6 +109,7 @@ static size_t gather(const struct kvf_side *d, struct strip *v)
 int kvf_views_check(const struct kvf_side *d, struct kvf_refusal *no)
 {
     struct strip *v = calloc((size_t)d->n_layers * 2, sizeof *v);
+    int64_t steps = 0;
     size_t n;
     int rc = 0;
 
@@ -95,7 +121,7 @@ int kvf_views_check(const struct kvf_side *d, struct kvf_refusal *no)
         for (size_t k = i + 1; k < n && v[k].region == v[i].region &&
                                v[k].layer->stage == v[i].layer->stage;
              k++)
-            if (!may_share(d, &v[i], &v[k]) && meet(&v[i], &v[k])) {
+            if (!may_share(d, &v[i], &v[k]) && meet(&v[i], &v[k], &steps)) {
                 rc =
                     kvf_refuse(no, KVF_E_REGION,
                                "D: layers %.60s and %.60s lie on the same "

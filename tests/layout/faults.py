@@ -35,7 +35,7 @@ def geometry(rng, c):
     x = rng.choice(c["D"]["layers"])
     a, b, e = x["comps"][-1]
     x["comps"][-1] = (a, b, e + 1)
-    return "E_GEOMETRY"  # also of an SSM layer: its page is too small now
+    return "E_SSM_SHAPE" if x["kind"] == "ssm" else "E_GEOMETRY"
 
 
 def heads(rng, c):
@@ -160,7 +160,8 @@ def blocks_short(rng, c):
 
 
 ALL = [tp, layout, name, group, geometry, heads, ssm_shape, block_size,
-       stride, overflow, region, block_range, block_dup, slots, local_short, blocks_short]
+       stride, overflow, region, block_range, block_dup, slots,
+       local_short, blocks_short]
 
 
 def spoil(rng, case):

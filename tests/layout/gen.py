@@ -66,8 +66,7 @@ def place(rng, side, groups):
     for s in range(side["pp"]):
         views = [(x, part) for x in side["layers"] if x["stage"] == s
                  for part in parts_of(side, x)]
-        ssm = any(x["kind"] == "ssm" for x, _ in views)
-        if way == "pool" or (way == "row" and not (ssm and side["ppl"] > 1)):
+        if way == "pool" or (way == "row"):
             row = lay_row(rng, side, views, way == "pool", len(groups))
             regions[s] = [row]
             continue
@@ -158,7 +157,7 @@ def make(rng):
                 "order": rng.choice(["HND", "NHD"]),
                 "kv": rng.choice(["split", "blocks_first", "packed"]),
                 "shared": rng.random() < 0.5, "groups": groups}
-        side["layers"] = [dict(x, views={}, stage=s)
+        side["layers"] = [dict(x, comps=list(x["comps"]), views={}, stage=s)
                           for x, s in zip(layers, cut(len(layers), pp))]
         case[w] = side
     if rng.random() < 0.4:  # the same pages on both sides
