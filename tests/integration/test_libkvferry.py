@@ -26,21 +26,18 @@ def finish(p):
 
 
 # Known defects, each to be fixed: the mark fails when the test passes.
-MGET = pytest.param("mget", marks=pytest.mark.xfail(
-    strict=True, reason="all_or_nothing: a get that only waits for the others "
-    "is told as TRANSFER_TIMEOUT, and before the one that did not come"))
 CLOSING = pytest.param("closing", marks=pytest.mark.xfail(
     strict=True, reason="kvferry_close: a put_async between its alloc and its "
     "put ends with STALE instead of CANCELLED"))
 
 
-@pytest.mark.parametrize("case", ["regions", "cancel", MGET, "pipeline",
+@pytest.mark.parametrize("case", ["regions", "cancel", "mget", "pipeline",
                                   "threads", CLOSING])
 def test_case(pair, case):
     finish(start(pair, case))
 
 
-@pytest.mark.parametrize("case", ["cancel", MGET, "pipeline", "threads"])
+@pytest.mark.parametrize("case", ["cancel", "mget", "pipeline", "threads"])
 def test_case_over_tcp(tcp_pair, case):
     """The same where a view of the peer's pool is not to be had."""
     finish(start(tcp_pair, case))
