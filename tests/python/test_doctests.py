@@ -10,7 +10,7 @@ import kvferry
 
 FLAGS = doctest.ELLIPSIS | doctest.IGNORE_EXCEPTION_DETAIL
 MODULES = ["kvferry", "kvferry.aio", "kvferry.client", "kvferry.errors",
-           "kvferry.ops", "kvferry.buffers"]
+           "kvferry.ops", "kvferry.buffers", "kvferry.omni_data"]
 
 
 @pytest.mark.parametrize("name", MODULES)

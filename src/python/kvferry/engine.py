@@ -261,6 +261,12 @@ class Engine:
         at = now()
         if call.done or at < call.wake_at:
             return
+        if call in self.queue:
+            # The hello stays under way: it is answered when a daemon comes.
+            self.queue.remove(call)
+            self._complete(call, None, ConnectionLost(
+                f"no daemon answers at {self.endpoint}: is kvferryd running?"))
+            return
         if at >= call.deadline:
             self._lost(f"the daemon at {self.endpoint} did not answer "
                        f"{call.request.op} in time")
@@ -450,8 +456,6 @@ class Engine:
                        "lost")
 
     def _lost(self, why: str) -> None:
-        if self.state == "hello":
-            why = f"no daemon answers at {self.endpoint}: is kvferryd running?"
         self._down(ConnectionLost(why))
 
     def _down(self, error: KvferryError) -> None:
