@@ -45,14 +45,10 @@ static int check_words(const struct pair *x)
 
     BOTH(x, i, s)
     {
-        if (s->order < 0)
-            return kvf_refuse(x->no, KVF_E_LAYOUT,
-                              "%c: the page order is neither HND nor NHD",
-                              letter[i]);
-        if (s->kv < 0)
-            return kvf_refuse(x->no, KVF_E_LAYOUT,
-                              "%c: K/V is not split, blocks_first or packed",
-                              letter[i]);
+        if (s->order < 0 || s->kv < 0)
+            return kvf_refuse(x->no, KVF_E_LAYOUT, "%c: an unknown %s",
+                              letter[i],
+                              s->order < 0 ? "page order" : "K/V arrangement");
     }
     return 0;
 }
@@ -198,8 +194,7 @@ static bool alike(const struct pair *x, unsigned l)
 static bool legal(const struct kvf_side *s, const struct kvf_layer *l)
 {
     for (unsigned c = 0; c < l->n_comps; c++)
-        if (l->comps[c].units < 1 || l->comps[c].units > KVF_UNITS_MAX ||
-            l->comps[c].bytes < 1 || !kvf_own_legal(l->comps[c].units, s->tp))
+        if (!kvf_own_legal(l->comps[c].units, s->tp))
             return false;
     return true;
 }
@@ -384,8 +379,6 @@ static int check_views(const struct pair *x, enum kvf_refuse kind)
         }
     return 0;
 }
-
-int kvf_views_check(const struct kvf_side *d, struct kvf_refusal *no);
 
 int kvf_pair_check(const struct kvf_side *p, const struct kvf_side *d,
                    struct kvf_refusal *no)

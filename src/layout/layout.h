@@ -147,6 +147,8 @@ struct kvf_place {
 void kvf_comp_place(const struct kvf_side *s, const struct kvf_layer *l,
                     unsigned c, struct kvf_place *out);
 
+/* The last part of kvf_pair_check: are D's views apart? 0 or E_REGION. */
+int kvf_views_check(const struct kvf_side *d, struct kvf_refusal *no);
 /* May D read from P? 0, or the first reason of KVF_REFUSE_LIST up to E_REGION
  * that applies. kvf_pair_check(s, s) tells whether a side makes sense alone.
  * Time grows with layers, and with the square of the views that share one

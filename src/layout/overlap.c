@@ -13,8 +13,6 @@
 #include <inttypes.h>
 #include <stdlib.h>
 
-int kvf_views_check(const struct kvf_side *d, struct kvf_refusal *no);
-
 struct strip {
     const struct kvf_layer *layer;
     int64_t region, off0, stride, bytes, n;
