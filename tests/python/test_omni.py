@@ -47,7 +47,8 @@ def ends(make, connector):
 
 
 def take(r, key, metadata=None, timeout=10):
-    data, size = r.get_with_deadline("0", "1", key, metadata, timeout)
+    data, size = r.get_with_deadline("0", "1", key, metadata,
+                                      deadline=time.monotonic() + timeout)
     out = data.to_bytes()
     assert size == len(out)
     data.release()
@@ -75,7 +76,8 @@ def test_1_signatures_and_config(make, connector):
 
 def test_1_subclass_of_the_base_when_there_is_one(monkeypatch, make):
     class Base:
-        pass
+        def __del__(self):
+            self.close()
     name = "vllm_omni"
     for part in ("", ".distributed", ".omni_connectors", ".connectors",
                  ".base"):
@@ -342,7 +344,8 @@ def test_14_cleanup_and_full_pool(ends):
     for n in names:
         assert s.put("0", "1", n, b"1")[0]
     s.put("0", "2", "req", b"1")
-    s.cleanup("req", "0", "2")
+    assert s.cleanup("req", "0", "2") is True
+    assert s.cleanup("nothing") is False
     assert len(s._client.list()) >= len(names)
     s.cleanup("req")
     left = {k["key"] for k in s._client.list() if k["state"] == "published"}
@@ -379,9 +382,9 @@ def test_15_deadline_and_abandon(ends):
     t = threading.Thread(target=lambda: got.append(
         r.get_with_deadline("0", "1", "k", timeout=30)))
     t.start()
-    kvf.until(lambda: r.abandon_get("0", "1", "k"), "waiting")
+    kvf.until(lambda: r.abandon_get("k"), "waiting")
     t.join(10)
-    assert got == [None] and not r.abandon_get("0", "1", "k")
+    assert got == [None] and not r.abandon_get("k")
     timer = threading.Timer(0.2, s.put, ("0", "1", "k", b"late"))
     timer.start()
     assert take(r, "k") == b"late"

@@ -201,24 +201,30 @@ class KvferryConnector(_Base):  # type: ignore[misc,valid-type]
         return self._get(from_stage, to_stage, get_key, metadata, 0)
 
     def get_with_deadline(self, from_stage: Any, to_stage: Any, get_key: str,
-                          metadata: Any = None,
+                          metadata: Any = None, *,
+                          deadline: Optional[float] = None,
                           timeout: Optional[float] = None
                           ) -> Optional[Tuple[Any, int]]:
-        """As get, but waits at the daemon, `timeout` seconds (the
-        configuration's get_timeout_seconds, 30)."""
+        """As get, but waits at the daemon: until `deadline` of
+        time.monotonic(), or `timeout` seconds, or get_timeout_seconds (30) of
+        the configuration."""
+        if deadline is not None:
+            timeout = deadline - time.monotonic()
         return self._get(from_stage, to_stage, get_key, metadata,
                          self._timeout if timeout is None else timeout)
 
-    def abandon_get(self, from_stage: Any, to_stage: Any, get_key: str
-                    ) -> bool:
+    def abandon_get(self, get_key: str) -> bool:
         """Ends waiting gets of that key in other threads: they return None.
         True if there was one."""
         with self._lock:
-            pending = list(self._pending.get(
-                self._key(get_key, from_stage, to_stage), ()))
+            pending = [p for key, waiting in self._pending.items()
+                       if key.rpartition(":")[0] == get_key for p in waiting]
         for p in pending:
             p.cancel()
         return bool(pending)
+
+    def reap_consumed(self) -> None:
+        """Nothing to do: the daemon frees what was read."""
 
     def _get(self, from_stage: Any, to_stage: Any, get_key: str,
              metadata: Any, timeout: float) -> Optional[Tuple[Any, int]]:
@@ -327,10 +333,12 @@ class KvferryConnector(_Base):  # type: ignore[misc,valid-type]
             return self.config.get("host"), base
 
     def cleanup(self, request_id: str, from_stage: Any = None,
-                to_stage: Any = None) -> None:
+                to_stage: Any = None) -> bool:
         """Takes what this connector put for a request: the key itself, and
-        keys that begin or end with it at one of `@ : _ /`."""
+        keys that begin or end with it at one of `@ : _ /`. True if
+        anything was taken."""
         client = self._open()
+        count = 0
 
         def mine(put_key: str, a: str, b: str) -> bool:
             fits = put_key == request_id or any(
@@ -345,19 +353,20 @@ class KvferryConnector(_Base):  # type: ignore[misc,valid-type]
                 del self._keys[k]
         try:
             if from_stage is None and to_stage is None:
-                client.cleanup(request_id)
+                count += client.cleanup(request_id)
             for k in names:
                 # The daemon takes `<request>:*`; the last part is ours.
                 request, _, edge = k.rpartition(":")
                 a, _, b = edge.partition("_")
                 if a.isdigit() and b.isdigit():
-                    client.cleanup(request, int(a), int(b))
+                    count += client.cleanup(request, int(a), int(b))
                 else:
-                    client.cleanup(request)
+                    count += client.cleanup(request)
         except KvferryError as error:
             self._count(errors=1)
             log.warning("[KVF CLEANUP] request=%s failed: %s", request_id,
                         error)
+        return count > 0
 
     def health(self) -> Dict[str, Any]:
         """`status` (healthy, degraded, unhealthy, closed), `reasons`, and
@@ -377,4 +386,15 @@ class KvferryConnector(_Base):  # type: ignore[misc,valid-type]
     def close(self) -> None:
         """Ends the session; what was put stays until its TTL. Idempotent."""
         self._closed = True
-        self._client.close()
+        client = getattr(self, "_client", None)  # __init__ may have failed
+        if client is not None:
+            client.close()
+
+    def __enter__(self) -> "KvferryConnector":
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        """The client ends by itself; a base's close() here could block."""
