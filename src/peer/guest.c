@@ -59,6 +59,8 @@ void kvf_guest_answer(struct kvf_guest *g, struct kvf_peer_msg *m,
 {
     struct kvf_peers *ps = g->ps;
 
+    if (g->n_ended != 0)
+        kvf_guest_flush_ended(g);
     if (g->rid_len == 0 || kvf_peer_encode(&ps->w, m) < 0)
         return;
     ps->env.channel.ops->answer(ps->env.channel.ctx, g->rid + 1, g->rid_len,
@@ -88,6 +90,11 @@ static void guest_tick(struct kvf_timer *t)
     kvf_guest_settle(g);
 }
 
+static void on_ended_timer(struct kvf_timer *t)
+{
+    kvf_guest_flush_ended(kvf_container_of(t, struct kvf_guest, ended_timer));
+}
+
 static void on_daemon_gone(void *arg)
 {
     struct kvf_guest *g = arg;
@@ -112,6 +119,7 @@ void kvf_guest_down(struct kvf_guest *g, const char *reason)
     if (!g->up)
         return;
     g->up = false;
+    g->n_ended = 0;
     unbind_rid(g);
     ps->env.stats->peer_down++;
     kvf_log(KVF_LOG_WARN, "KVF PEER", "%s down (getter): %s", g->name, reason);
@@ -138,6 +146,7 @@ static void guest_delete(struct kvf_guest *g)
     if (g->pool_map != NULL)
         kvf_map_release(g->pool_map);
     kvf_timer_cancel(ps->env.sched, &g->tick);
+    kvf_timer_cancel(ps->env.sched, &g->ended_timer);
     HASH_DEL(ps->guests, g);
     free(g);
 }
@@ -262,6 +271,7 @@ static struct kvf_guest *guest_new(struct kvf_peers *ps,
     snprintf(g->name, sizeof g->name, KVF_WORKER_FMT,
              KVF_WORKER_ARG(&g->worker));
     kvf_timer_init(&g->tick, guest_tick);
+    kvf_timer_init(&g->ended_timer, on_ended_timer);
     kvf_list_init(&g->claims);
     kvf_list_init(&g->engines);
     HASH_ADD(hh, ps->guests, incarnation, sizeof g->incarnation, g);

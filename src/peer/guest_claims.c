@@ -6,6 +6,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* How long an acknowledgement waits for another message to travel with. The
+ * getter reminds us after a second (peer.c, END_AGAIN_NS). */
+#define ENDED_WAIT_NS (100 * KVF_NS_PER_MS)
+
 /* ---- engines of views ------------------------------------------------------
  */
 
@@ -162,23 +166,43 @@ unsigned kvf_guest_reconcile(struct kvf_guest *g, const uint64_t *live,
     return n_dead;
 }
 
+void kvf_guest_flush_ended(struct kvf_guest *g)
+{
+    struct kvf_peer_msg m;
+    unsigned n = g->n_ended;
+
+    g->n_ended = 0; /* first: answering flushes */
+    for (unsigned i = 0; i < n; i++) {
+        kvf_peers_head(g->ps, &m, KVF_PEER_ENDED, &g->incarnation);
+        m.u.ended.claim = g->ended[i];
+        kvf_guest_answer(g, &m, NULL, 0);
+    }
+}
+
 void kvf_guest_on_end(struct kvf_guest *g, uint64_t claim,
                       const struct kvf_id *token, bool done)
 {
     struct kvf_peers *ps = g->ps;
     struct kvf_claim *c = kvf_claim_find(ps->env.store, claim);
-    struct kvf_peer_msg m;
+    bool first = false;
 
     if (c != NULL && c->holder == g &&
-        kvf_secret_equal(&c->token, token, sizeof *token))
+        kvf_secret_equal(&c->token, token, sizeof *token)) {
         claim_end(c, done);
-    else if (c == NULL && done)
+        first = true;
+    } else if (c == NULL && done)
         kvf_store_late_done(ps->env.store, claim);
     else if (c != NULL)
         ps->env.stats->peer_malformed++; /* somebody else's claim */
-    kvf_peers_head(ps, &m, KVF_PEER_ENDED, &g->incarnation);
-    m.u.ended.claim = claim;
-    kvf_guest_answer(g, &m, NULL, 0);
+    g->ended[g->n_ended++] = claim;
+    /* Nobody waits for an acknowledgement: alone it would wake the getter for
+     * nothing, so it travels with the next message. One that is asked for again
+     * goes at once. */
+    if (!first || g->n_ended == KVF_ENDED_BATCH)
+        kvf_guest_flush_ended(g);
+    else if (!kvf_timer_armed(&g->ended_timer))
+        kvf_timer_set(ps->env.sched, &g->ended_timer,
+                      ps->env.sched->now_ns + ENDED_WAIT_NS);
 }
 
 /* ---- granting

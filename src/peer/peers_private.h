@@ -5,6 +5,7 @@
 #include "peer/peers.h"
 
 #define KVF_ADDR_TEXT (KVF_CONF_TEXT + 8) /* "host:port" */
+#define KVF_ENDED_BATCH 64
 #define KVF_GONE_MAX 256 /* notices of unmapped views that are remembered */
 
 struct kvf_place { /* where a worker is, set explicitly */
@@ -103,6 +104,10 @@ struct kvf_guest {
     uint8_t secret[KVF_SECRET_LEN];
     uint64_t last_rx_ns;
     struct kvf_timer tick;
+    uint64_t
+        ended[KVF_ENDED_BATCH]; /* acknowledgements that wait for company */
+    unsigned n_ended;
+    struct kvf_timer ended_timer;
     struct kvf_guest_ask *asks;
     struct kvf_list claims; /* kvf_claim.holder_node */
     struct kvf_list engines;
@@ -175,6 +180,8 @@ void kvf_guest_on_ask(struct kvf_guest *g, const struct kvf_peer_ask *ask);
 void kvf_guest_on_unask(struct kvf_guest *g, uint64_t id);
 void kvf_guest_on_end(struct kvf_guest *g, uint64_t claim,
                       const struct kvf_id *token, bool done);
+/* Sends the acknowledgements that wait. */
+void kvf_guest_flush_ended(struct kvf_guest *g);
 void kvf_guest_drop_asks(struct kvf_guest *g);
 /* Ends claims: those not over shm, or all. */
 void kvf_guest_abort_claims(struct kvf_guest *g, bool shm_too);
