@@ -15,7 +15,8 @@
  * Options structs: fill with zeros first; zero always means the default.
  *
  * Restart of the daemon: requests that were under way fail with
- * -KVF_PEER_UNREACHABLE. The next request opens a new session by itself.
+ * -KVF_PEER_UNREACHABLE. The next request opens a new session by itself, and is
+ * sent when the daemon has answered to that.
  * Buffers, regions and payloads of the old daemon are void then: using them
  * gives -KVF_STALE or -KVF_INVALID, never somebody else's bytes. Views that you
  * still hold stay readable until you release them; release them soon, because
@@ -69,8 +70,10 @@ struct kvferry_open_options {
 int kvferry_open(struct kvferry **out, const struct kvferry_open_options *o,
                  char *err, size_t err_cap);
 /* Ends the session: everything not published is released. Callbacks of what is
- * still outstanding run with -KVF_CANCELLED. Payloads not yet released become
- * invalid. Blocks for a second at most. NULL is fine. Not from a callback. */
+ * still outstanding run with -KVF_CANCELLED (a put among it may have been done
+ * all the same); what they start is refused with it as well. Payloads not yet
+ * released become invalid. Blocks for a second at most. NULL is fine. Not from
+ * a callback. */
 void kvferry_close(struct kvferry *h);
 
 /* The last failure's sentence, "" when none. Valid until the next call. */
@@ -269,8 +272,10 @@ int kvferry_fd(const struct kvferry *h);
  * sleep** (a send can swallow the wake-up of a reply). Returns the number of
  * callbacks run, or a negative status. */
 int kvferry_process(struct kvferry *h);
-/* Blocks until something was done, timeout_ms at most (-1: no limit). For
- * programs without a loop of their own. As kvferry_process otherwise. */
+/* Blocks until something happened, timeout_ms at most (-1: no limit). For
+ * programs without a loop of their own. As kvferry_process otherwise. It may
+ * return 0 before the time is up (a reply without a callback, a timer of the
+ * handle's own): call it in a loop that tests what you wait for. */
 int kvferry_wait(struct kvferry *h, int timeout_ms);
 /* Requests started and not yet completed. */
 unsigned kvferry_outstanding(const struct kvferry *h);

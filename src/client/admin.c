@@ -50,7 +50,7 @@ KVFC_EXPORT int kvferry_alloc_async(struct kvferry *h, uint64_t size,
     kvfc_ready(h);
     c = kvfc_call_new(h, alloc_reply, fn, user);
     if (c == NULL)
-        return -(int)KVF_BUSY;
+        return kvfc_refused(h);
     id = c->id;
     mark = kvfc_begin(h, "alloc", c->id);
     kvf_mpw_kv_u64(&h->w, "size", size);
@@ -63,12 +63,19 @@ KVFC_EXPORT int kvferry_alloc_async(struct kvferry *h, uint64_t size,
 KVFC_EXPORT int kvferry_alloc(struct kvferry *h, uint64_t size,
                               struct kvferry_buffer *out)
 {
-    struct kvfc_waiter w = {.done = false};
-    int rc = kvferry_alloc_async(h, size, kvfc_waiter_done, &w, NULL);
+    int rc = 0;
 
-    rc = kvfc_wait(h, rc, &w);
-    if (rc == 0)
-        *out = w.r.buffer;
+    /* STALE: the daemon was restarted between our look and its reply. */
+    for (int attempt = 0; attempt < 2; attempt++) {
+        struct kvfc_waiter w = {.done = false};
+
+        rc = kvferry_alloc_async(h, size, kvfc_waiter_done, &w, NULL);
+        rc = kvfc_wait(h, rc, &w);
+        if (rc == 0)
+            *out = w.r.buffer;
+        if (rc != -(int)KVF_STALE || !h->rehello)
+            break;
+    }
     return rc;
 }
 
@@ -80,7 +87,7 @@ static int one_number(struct kvferry *h, const char *op, const char *field,
     size_t mark;
 
     if (c == NULL)
-        return -(int)KVF_BUSY;
+        return kvfc_refused(h);
     mark = kvfc_begin(h, op, c->id);
     kvf_mpw_kv_u64(&h->w, field, value);
     return kvfc_wait(h, kvfc_end(h, c, mark, 1, 0), &w);
@@ -116,19 +123,17 @@ static bool register_reply(struct kvferry *h, struct kvfc_call *c,
     return true;
 }
 
-KVFC_EXPORT int kvferry_register(struct kvferry *h, int fd, uint64_t size,
-                                 void *addr, uint64_t *region)
+static int register_once(struct kvferry *h, int fd, uint64_t size, void *addr,
+                         uint64_t *region)
 {
     struct kvfc_waiter w;
     struct kvfc_call *c;
     size_t mark;
     int rc;
 
-    if (fd < 0)
-        return kvfc_error(h, -KVF_INVALID, "a negative fd");
     c = start(h, register_reply, &w);
     if (c == NULL)
-        return -(int)KVF_BUSY;
+        return kvfc_refused(h);
     c->size = size;
     c->extra = addr;
     mark = kvfc_begin(h, "register", c->id);
@@ -137,6 +142,19 @@ KVFC_EXPORT int kvferry_register(struct kvferry *h, int fd, uint64_t size,
     rc = kvfc_wait(h, kvfc_end(h, c, mark, 2, 0), &w);
     if (rc == 0)
         *region = w.r.number;
+    return rc;
+}
+
+KVFC_EXPORT int kvferry_register(struct kvferry *h, int fd, uint64_t size,
+                                 void *addr, uint64_t *region)
+{
+    int rc;
+
+    if (fd < 0)
+        return kvfc_error(h, -KVF_INVALID, "a negative fd");
+    rc = register_once(h, fd, size, addr, region);
+    if (rc == -(int)KVF_STALE && h->rehello) /* as kvferry_alloc */
+        rc = register_once(h, fd, size, addr, region);
     return rc;
 }
 
@@ -169,7 +187,7 @@ KVFC_EXPORT int kvferry_ping_async(struct kvferry *h, kvferry_done_fn fn,
     kvfc_ready(h);
     c = kvfc_call_new(h, kvfc_plain_reply, fn, user);
     if (c == NULL)
-        return -(int)KVF_BUSY;
+        return kvfc_refused(h);
     id = c->id;
     rc = kvfc_end(h, c, kvfc_begin(h, "ping", c->id), 0, 0);
     if (rc == 0 && ticket != NULL)
@@ -192,7 +210,7 @@ KVFC_EXPORT int kvferry_fail(struct kvferry *h, const char *key,
     size_t mark;
 
     if (c == NULL)
-        return -(int)KVF_BUSY;
+        return kvfc_refused(h);
     mark = kvfc_begin(h, "fail", c->id);
     kvf_mpw_kv_str(&h->w, "key", key);
     if (reason != NULL)
@@ -220,7 +238,7 @@ KVFC_EXPORT int kvferry_cleanup(struct kvferry *h, const char *request_id,
     int rc;
 
     if (c == NULL)
-        return -(int)KVF_BUSY;
+        return kvfc_refused(h);
     mark = kvfc_begin(h, "cleanup", c->id);
     kvf_mpw_kv_str(&h->w, "request_id", request_id);
     if (from >= 0)
@@ -241,7 +259,7 @@ KVFC_EXPORT int kvferry_peer(struct kvferry *h, uint32_t stage, uint32_t rank,
     size_t mark;
 
     if (c == NULL)
-        return -(int)KVF_BUSY;
+        return kvfc_refused(h);
     mark = kvfc_begin(h, "peer", c->id);
     kvf_mpw_kv_u64(&h->w, "stage", stage);
     kvf_mpw_kv_u64(&h->w, "rank", rank);
@@ -258,7 +276,7 @@ KVFC_EXPORT int kvferry_drain(struct kvferry *h, uint64_t timeout_ms)
     size_t mark;
 
     if (c == NULL)
-        return -(int)KVF_BUSY;
+        return kvfc_refused(h);
     mark = kvfc_begin(h, "drain", c->id);
     if (timeout_ms != 0)
         kvf_mpw_kv_u64(&h->w, "timeout_ms", timeout_ms);
@@ -275,7 +293,7 @@ KVFC_EXPORT int kvferry_cancel(struct kvferry *h, uint64_t ticket)
         return kvfc_error(h, -KVF_NOT_FOUND, "no such request is outstanding");
     c = kvfc_call_new(h, kvfc_plain_reply, NULL, NULL);
     if (c == NULL)
-        return -(int)KVF_BUSY;
+        return kvfc_refused(h);
     mark = kvfc_begin(h, "cancel", c->id);
     kvf_mpw_kv_u64(&h->w, "target", ticket);
     return kvfc_end(h, c, mark, 1, 0);
@@ -321,7 +339,7 @@ KVFC_EXPORT int kvferry_list(struct kvferry *h, const char *prefix,
     size_t mark;
 
     if (c == NULL)
-        return -(int)KVF_BUSY;
+        return kvfc_refused(h);
     c->number = 1;
     mark = kvfc_begin(h, "list", c->id);
     if (prefix != NULL && prefix[0] != '\0')
@@ -337,7 +355,7 @@ static int plain_text(struct kvferry *h, const char *op, char **json)
     struct kvfc_call *c = start(h, text_reply, &w);
 
     if (c == NULL)
-        return -(int)KVF_BUSY;
+        return kvfc_refused(h);
     return text(h, &w, kvfc_end(h, c, kvfc_begin(h, op, c->id), 0, 0), json);
 }
 

@@ -60,6 +60,10 @@ struct kvfc_call *kvfc_call_new(struct kvferry *h, kvfc_reply_fn reply,
     struct kvfc_call *c;
     unsigned slot;
 
+    if (h->ending && done != NULL) {
+        kvfc_error(h, 0, "the handle is being closed");
+        return NULL;
+    }
     if (h->n_free == 0 && grow(h) != 0)
         return NULL;
     c = calloc(1, sizeof *c);
@@ -81,10 +85,17 @@ struct kvfc_call *kvfc_call_new(struct kvferry *h, kvfc_reply_fn reply,
     return c;
 }
 
+int kvfc_refused(struct kvferry *h)
+{
+    return h->ending ? -(int)KVF_CANCELLED : -(int)KVF_BUSY;
+}
+
 void kvfc_call_drop(struct kvferry *h, struct kvfc_call *c)
 {
     unsigned slot = (unsigned)(c->id & (SLOT_MAX - 1));
 
+    if (c->held)
+        kvfc_held_drop(h, c);
     h->n_external -= c->external;
     h->n_live--;
     h->slots[slot] = NULL;
@@ -137,7 +148,7 @@ int kvfc_end(struct kvferry *h, struct kvfc_call *c, size_t mark,
     int rc;
 
     kvf_mpw_map_end(&h->w, mark, pairs + 2);
-    rc = kvfc_send(h, NULL, 0);
+    rc = kvfc_call_send(h, c, NULL, 0);
     if (rc != 0) {
         kvfc_call_drop(h, c);
         return rc;
@@ -182,6 +193,14 @@ void kvfc_call_reply(struct kvferry *h, struct kvfc_call *c,
     free(json);
 }
 
+static void unanswered(struct kvferry *h, struct kvfc_call *c)
+{
+    struct kvfc_reply r = {.status = -(int)KVF_PEER_UNREACHABLE,
+                           .message = "the daemon does not answer"};
+
+    kvfc_call_reply(h, c, &r);
+}
+
 /* Completes towards the caller and keeps the slot for the late reply. */
 static void abandon(struct kvferry *h, struct kvfc_call *c)
 {
@@ -190,6 +209,10 @@ static void abandon(struct kvferry *h, struct kvfc_call *c)
     kvferry_done_fn done = c->done;
     size_t mark;
 
+    if (c->held) { /* never sent: no reply will come */
+        unanswered(h, c);
+        return;
+    }
     c->abandoned = true;
     c->deadline_ns = KVFC_NEVER;
     h->n_external -= c->external;
@@ -198,7 +221,7 @@ static void abandon(struct kvferry *h, struct kvfc_call *c)
     mark = kvfc_begin(h, "cancel", 0);
     kvf_mpw_kv_u64(&h->w, "target", c->id);
     kvf_mpw_map_end(&h->w, mark, 3);
-    kvfc_send(h, NULL, 0);
+    kvfc_send(h, h->w.failed ? NULL : h->w.buf.data, h->w.buf.size, NULL, 0);
     if (done == NULL)
         return;
     h->completed++;
@@ -206,7 +229,8 @@ static void abandon(struct kvferry *h, struct kvfc_call *c)
     done(h, c->user, &out);
 }
 
-void kvfc_calls_fail(struct kvferry *h, int status, const char *message)
+void kvfc_calls_fail(struct kvferry *h, enum kvfc_which which, int status,
+                     const char *message)
 {
     uint64_t last = h->seq; /* what callbacks start now is not meant */
 
@@ -216,7 +240,8 @@ void kvfc_calls_fail(struct kvferry *h, int status, const char *message)
 
         if (c == NULL || c->id >> SLOT_BITS > last)
             continue;
-        if (c->keep && !h->closing)
+        if ((which == KVFC_EXTERNAL && !c->external) ||
+            (which == KVFC_HELD && !c->held) || (c->keep && !h->closing))
             continue;
         snprintf(r.message, sizeof r.message, "%s", message);
         kvfc_call_reply(h, c, &r);
@@ -255,7 +280,7 @@ void kvfc_forget(struct kvferry *h, const char *op, uint64_t buffer)
     c->number = buffer;
     c->keep = true;
     c->body_pairs = op[0] == 'f'; /* free, else release */
-    kvfc_ready(h);
+    kvfc_session_renew(h);
     if (!h->rehello && !h->hello_pending)
         forget_send(h, c); /* else sent when the session is back */
 }
@@ -271,10 +296,10 @@ void kvfc_calls_resend(struct kvferry *h, bool same_session)
 
         if (c == NULL || !c->keep || c->id >> SLOT_BITS > last)
             continue;
-        if (same_session)
-            forget_send(h, c);
-        else
+        if (!same_session)
             kvfc_call_drop(h, c);
+        else if (!c->held)
+            forget_send(h, c);
     }
 }
 
@@ -332,6 +357,8 @@ void kvfc_calls_timers(struct kvferry *h, uint64_t now)
         } else if (c->deadline_ns > now) {
             if (c->deadline_ns < next)
                 next = c->deadline_ns;
+        } else if (c->urgent && c->done == NULL) {
+            unanswered(h, c); /* a hello: others may wait for it */
         } else if (c->keep) {
             c->deadline_ns = KVFC_NEVER; /* until a reconnection */
         } else {

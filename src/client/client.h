@@ -2,6 +2,7 @@
  *
  *   put.c get.c mget.c admin.c   what a request says, what a reply means
  *   session.c                    hello, the pool, lost sessions
+ *   hold.c                       requests that wait for a session
  *   call.c                       ids, deadlines, exactly one completion
  *   conn.c                       the DEALER, its edges, the fd
  *   map.c payload.c json.c       mappings, what a get brought, replies as text
@@ -67,6 +68,8 @@ struct kvfc_call {
     bool abandoned; /* completed without a reply: tidy up what comes late */
     bool keep;      /* release, free: sent again after a reconnection */
     bool external;  /* counts as outstanding */
+    bool urgent;    /* hello, bye: sent before those that are held */
+    bool held;      /* written, waits for the session */
     uint64_t number, epoch; /* buffer or region it is about; its session */
     /* put: the fields that follow once the buffer is there */
     void *body;
@@ -94,11 +97,14 @@ struct kvferry {
     uint64_t seq;
     int completed; /* callbacks run in this kvferry_process */
     unsigned depth;
-    bool closing;
+    bool ending;  /* kvferry_close began: nothing new is taken */
+    bool closing; /* no daemon any more */
 
     struct kvfc_session s;
-    bool rehello;        /* a hello is due before the next request */
-    bool hello_pending;  /* it is under way */
+    bool rehello;       /* a hello is due before the next request */
+    bool hello_pending; /* it is under way */
+    bool hold;          /* and requests wait for its answer */
+    struct kvfc_held *held, *held_last;
     bool has_old;        /* a lost incarnation whose views are not gone yet */
     struct kvf_id old;   /* that incarnation */
     unsigned old_views;  /* payloads of former sessions that map something */
@@ -115,15 +121,22 @@ struct kvferry {
 int kvfc_conn_open(struct kvferry *h, const char *endpoint,
                    struct kvf_why *why);
 void kvfc_conn_close(struct kvferry *h);
-/* Sends h->w, with a payload frame unless `payload` is NULL. */
-int kvfc_send(struct kvferry *h, const void *payload, size_t len);
+/* Sends a header (NULL: there was no memory to write it), with a payload frame
+ * unless `payload` is NULL. Does not block. */
+int kvfc_send(struct kvferry *h, const void *head, size_t head_len,
+              const void *payload, size_t len);
+/* Before a request of the caller: a daemon that went away while he was idle is
+ * noticed now. Runs no callbacks; looks only when nothing is outstanding. */
+void kvfc_conn_look(struct kvferry *h);
 void kvfc_arm(struct kvferry *h, uint64_t due_ns);
 uint64_t kvfc_now(void);
 void kvfc_drain(struct kvferry *h);
 
 /* ---- call.c ---- */
+/* NULL: kvfc_refused says why. */
 struct kvfc_call *kvfc_call_new(struct kvferry *h, kvfc_reply_fn reply,
                                 kvferry_done_fn done, void *user);
+int kvfc_refused(struct kvferry *h);
 /* Undoes kvfc_call_new when nothing was sent. */
 void kvfc_call_drop(struct kvferry *h, struct kvfc_call *c);
 /* Starts its clock: timeout_ms is what the daemon was given (KVFERRY_NO_TIMEOUT
@@ -133,7 +146,10 @@ void kvfc_call_clock(struct kvferry *h, struct kvfc_call *c,
 void kvfc_call_reply(struct kvferry *h, struct kvfc_call *c,
                      struct kvfc_reply *r);
 struct kvfc_call *kvfc_call_find(struct kvferry *h, uint64_t id);
-void kvfc_calls_fail(struct kvferry *h, int status, const char *message);
+enum kvfc_which { KVFC_ALL, KVFC_EXTERNAL, KVFC_HELD };
+/* Ends them with `status`; not what callbacks start meanwhile. */
+void kvfc_calls_fail(struct kvferry *h, enum kvfc_which which, int status,
+                     const char *message);
 void kvfc_calls_resend(struct kvferry *h, bool same_session);
 void kvfc_calls_timers(struct kvferry *h, uint64_t now);
 void kvfc_calls_free(struct kvferry *h);
@@ -145,6 +161,15 @@ int kvfc_end(struct kvferry *h, struct kvfc_call *c, size_t mark,
              unsigned pairs, uint64_t timeout_ms);
 /* A request about one buffer that nobody waits for: release, free. */
 void kvfc_forget(struct kvferry *h, const char *op, uint64_t buffer);
+
+/* ---- hold.c ---- */
+/* Sends h->w for `c`, or keeps it until the hello is answered. */
+int kvfc_call_send(struct kvferry *h, struct kvfc_call *c, const void *payload,
+                   size_t len);
+void kvfc_held_drop(struct kvferry *h, struct kvfc_call *c);
+/* The hello was answered: sends what was held (0), or fails it. May run
+ * callbacks. */
+void kvfc_held_settle(struct kvferry *h, int status, const char *message);
 
 /* Blocking: pass kvfc_waiter_done and &w to the start, then kvfc_wait. */
 struct kvfc_waiter {
@@ -162,8 +187,11 @@ bool kvfc_plain_reply(struct kvferry *h, struct kvfc_call *c,
 
 /* ---- session.c ---- */
 int kvfc_hello(struct kvferry *h, kvferry_done_fn done, void *user);
-/* Before every request: says hello again when the session was lost. */
-int kvfc_ready(struct kvferry *h);
+/* Before every request of the caller: says hello again when the session was
+ * lost; the request is held back until that is answered. */
+void kvfc_ready(struct kvferry *h);
+/* The same without looking whether it was lost (safe inside a reply). */
+void kvfc_session_renew(struct kvferry *h);
 void kvfc_session_suspect(struct kvferry *h);
 void kvfc_view_gone(struct kvferry *h, uint64_t epoch);
 

@@ -129,15 +129,15 @@ void kvfc_conn_close(struct kvferry *h)
         close(h->epfd);
 }
 
-int kvfc_send(struct kvferry *h, const void *payload, size_t len)
+int kvfc_send(struct kvferry *h, const void *head, size_t head_len,
+              const void *payload, size_t len)
 {
     int more = payload != NULL ? ZMQ_SNDMORE : 0, rc;
 
-    if (h->w.failed)
+    if (head == NULL)
         return kvfc_error(h, -KVF_INTERNAL, "out of memory");
     do
-        rc = zmq_send(h->sock, h->w.buf.data, h->w.buf.size,
-                      ZMQ_DONTWAIT | more);
+        rc = zmq_send(h->sock, head, head_len, ZMQ_DONTWAIT | more);
     while (rc < 0 && errno == EINTR);
     if (rc < 0)
         return kvfc_error(h, errno == EAGAIN ? -KVF_BUSY : -KVF_INTERNAL,
@@ -273,6 +273,25 @@ static bool disconnected(struct kvferry *h)
     }
 }
 
+static void lost(struct kvferry *h)
+{
+    kvfc_session_suspect(h);
+    kvfc_calls_fail(h, KVFC_ALL, -KVF_PEER_UNREACHABLE,
+                    "the connection to the daemon was lost");
+}
+
+void kvfc_conn_look(struct kvferry *h)
+{
+    /* With calls outstanding their callbacks would run from inside the call
+     * that is being started. Just after a reply there is nothing to see, and
+     * looking costs a system call. */
+    if (h->n_external > 0 ||
+        (!h->rehello && kvfc_now() - h->last_rx_ns < KVFC_MS))
+        return;
+    if (disconnected(h))
+        lost(h);
+}
+
 static void timer(struct kvferry *h)
 {
     uint64_t expirations;
@@ -300,9 +319,7 @@ static int turn(struct kvferry *h, int timeout_ms)
             timer(h);
         } else if (ev[i].data.fd == h->mon_fd && disconnected(h)) {
             kvfc_drain(h);
-            kvfc_session_suspect(h);
-            kvfc_calls_fail(h, -KVF_PEER_UNREACHABLE,
-                            "the connection to the daemon was lost");
+            lost(h);
         }
     }
     kvfc_drain(h); /* callbacks may have sent */

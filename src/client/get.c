@@ -151,7 +151,7 @@ KVFC_EXPORT int kvferry_get_async(struct kvferry *h, const char *key,
     kvfc_ready(h);
     c = kvfc_call_new(h, get_reply, fn, user);
     if (c == NULL)
-        return -(int)KVF_BUSY;
+        return kvfc_refused(h);
     id = c->id;
     c->verify = o != NULL && o->verify;
     mark = kvfc_begin(h, "get", c->id);
@@ -270,7 +270,7 @@ KVFC_EXPORT int kvferry_mget(struct kvferry *h, struct kvferry_mget_item *items,
     kvfc_ready(h);
     c = kvfc_call_new(h, mget_reply, kvfc_waiter_done, &w);
     if (c == NULL)
-        return -(int)KVF_BUSY;
+        return kvfc_refused(h);
     c->extra = &g;
     mark = kvfc_begin(h, "mget", c->id);
     kvf_mpw_str(&h->w, "gets");

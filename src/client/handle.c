@@ -57,7 +57,7 @@ static int start(struct kvferry *h, const struct kvferry_open_options *o,
 static void destroy(struct kvferry *h)
 {
     h->closing = true;
-    kvfc_calls_fail(h, -KVF_CANCELLED, "the handle was closed");
+    kvfc_calls_fail(h, KVFC_ALL, -KVF_CANCELLED, "the handle was closed");
     kvfc_payloads_orphan(h);
     kvfc_conn_close(h);
     kvfc_map_trim(h, 0);
@@ -109,16 +109,21 @@ static void say_bye(struct kvferry *h)
 {
     struct kvfc_waiter w = {.done = false};
     struct kvfc_call *c;
-    uint64_t end = kvfc_now() + 1000 * KVFC_MS;
+    uint64_t end = kvfc_now() + 1000 * KVFC_MS, id;
 
-    if (!h->s.open || h->rehello || h->hello_pending)
+    if (!h->s.open || h->rehello)
         return;
-    c = kvfc_call_new(h, kvfc_plain_reply, kvfc_waiter_done, &w);
-    if (c == NULL || kvfc_end(h, c, kvfc_begin(h, "bye", c->id), 0, 0) != 0)
+    c = kvfc_call_new(h, kvfc_plain_reply, NULL, &w);
+    if (c == NULL)
+        return;
+    c->done = kvfc_waiter_done;
+    c->urgent = true;
+    id = c->id;
+    if (kvfc_end(h, c, kvfc_begin(h, "bye", id), 0, 0) != 0)
         return;
     while (!w.done && kvfc_now() < end)
         kvferry_wait(h, (int)((end - kvfc_now()) / KVFC_MS) + 1);
-    if (!w.done && (c = kvfc_call_find(h, c->id)) != NULL)
+    if (!w.done && (c = kvfc_call_find(h, id)) != NULL)
         c->done = NULL; /* `w` ends here */
 }
 
@@ -126,6 +131,10 @@ KVFC_EXPORT void kvferry_close(struct kvferry *h)
 {
     if (h == NULL)
         return;
+    /* Told before bye: its answers to what is under way (STALE, ...) would be
+     * about the end of the session. What they bring is released with it. */
+    h->ending = true;
+    kvfc_calls_fail(h, KVFC_EXTERNAL, -KVF_CANCELLED, "the handle was closed");
     kvfc_payloads_orphan(h); /* unmapped before the daemon hears bye */
     say_bye(h);
     destroy(h);

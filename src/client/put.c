@@ -99,7 +99,13 @@ static bool put_alloc_reply(struct kvferry *h, struct kvfc_call *c,
     kvf_mpw_raw(&h->w, c->body, c->body_len);
     kvfc_write_segments(&h->w, "segments",
                         &(struct kvferry_segment){.id = buffer}, 1);
-    kvfc_end(h, c, mark, c->body_pairs + 1, 0);
+    kvf_mpw_map_end(&h->w, mark, c->body_pairs + 3);
+    out->status = kvfc_call_send(h, c, NULL, 0);
+    if (out->status != 0) {
+        out->message = h->error;
+        return true;
+    }
+    kvfc_call_clock(h, c, 0);
     return false;
 }
 
@@ -112,7 +118,7 @@ static int start_inline(struct kvferry *h, struct kvfc_call *c, const char *key,
     int rc;
 
     kvf_mpw_map_end(&h->w, mark, n + 2);
-    rc = kvfc_send(h, data, size);
+    rc = kvfc_call_send(h, c, data, size);
     if (rc != 0) {
         kvfc_call_drop(h, c);
         return rc;
@@ -159,7 +165,7 @@ KVFC_EXPORT int kvferry_put_async(struct kvferry *h, const char *key,
     kvfc_ready(h);
     c = kvfc_call_new(h, put_reply, fn, user);
     if (c == NULL)
-        return -(int)KVF_BUSY;
+        return kvfc_refused(h);
     id = c->id;
     rc = size <= h->info.inline_max || !h->s.open
              ? start_inline(h, c, key, data, size, o)
@@ -183,7 +189,7 @@ kvferry_put_segments_async(struct kvferry *h, const char *key,
     kvfc_ready(h);
     c = kvfc_call_new(h, put_reply, fn, user);
     if (c == NULL)
-        return -(int)KVF_BUSY;
+        return kvfc_refused(h);
     id = c->id;
     mark = kvfc_begin(h, "put", c->id);
     rc = (int)put_fields(h, key, o);

@@ -53,19 +53,27 @@ int kvfc_hello(struct kvferry *h, kvferry_done_fn done, void *user)
     int rc;
 
     if (c == NULL)
-        return -(int)KVF_BUSY;
+        return kvfc_refused(h);
+    c->urgent = true;
     c->number = h->s.open;
     rc = send_hello(h, c);
     h->hello_pending = rc == 0;
     return rc;
 }
 
-int kvfc_ready(struct kvferry *h)
+void kvfc_session_renew(struct kvferry *h)
 {
     if (!h->rehello || h->hello_pending)
-        return 0;
+        return;
     h->rehello = false;
-    return kvfc_hello(h, NULL, NULL);
+    h->hold = kvfc_hello(h, NULL, NULL) == 0;
+    h->rehello = !h->hold;
+}
+
+void kvfc_ready(struct kvferry *h)
+{
+    kvfc_conn_look(h);
+    kvfc_session_renew(h);
 }
 
 /* ---- what hello told ---------------------------------------------------- */
@@ -203,6 +211,36 @@ static int opened(struct kvferry *h, const msgpack_object *map,
     return 0;
 }
 
+/* The session that we had is gone: asks for another under the same id. */
+static void ask_again(struct kvferry *h, struct kvfc_call *c)
+{
+    int rc;
+
+    c->number = 0;
+    h->hold = true;
+    rc = send_hello(h, c);
+    if (rc == 0)
+        return;
+    h->hello_pending = h->hold = false;
+    h->rehello = true;
+    kvfc_held_settle(h, rc, "out of memory");
+}
+
+/* What the caller waits for is told after the hello itself is over: callbacks
+ * may begin another one. */
+static bool hello_over(struct kvferry *h, struct kvfc_call *c,
+                       const struct kvfc_reply *r, int status)
+{
+    h->rehello = status != 0;
+    if (c->done != NULL)
+        return true;
+    kvfc_call_drop(h, c);
+    if (status == 0 && h->has_old && h->old_views == 0)
+        kvfc_hello(h, NULL, NULL); /* names `unmapped` */
+    kvfc_held_settle(h, status, r->message);
+    return false;
+}
+
 static bool hello_reply(struct kvferry *h, struct kvfc_call *c,
                         struct kvfc_reply *r, struct kvferry_result *out)
 {
@@ -210,27 +248,17 @@ static bool hello_reply(struct kvferry *h, struct kvfc_call *c,
 
     if (r->map != NULL && c->body_pairs)
         h->has_old = false; /* told, whatever the answer */
-    if (r->map != NULL && r->status != 0 && c->number && !c->abandoned) {
-        c->number = 0;
-        if (send_hello(h, c) == 0)
-            return false;
-        h->hello_pending = false;
-        h->rehello = true;
+    if (r->map != NULL && r->status != 0 && c->number && !h->ending) {
+        ask_again(h, c);
         return false;
     }
-    h->hello_pending = false;
-    if (c->abandoned || r->status != 0) {
-        h->rehello = c->done == NULL;
-        return true;
+    h->hello_pending = h->hold = false;
+    if (r->status == 0 && !c->abandoned) {
+        out->status = r->status = opened(h, r->map, &why);
+        if (r->status != 0)
+            snprintf(r->message, sizeof r->message, "%s", why.text);
     }
-    out->status = opened(h, r->map, &why);
-    if (out->status != 0) {
-        snprintf(r->message, sizeof r->message, "%s", why.text);
-        h->rehello = true;
-    } else if (h->has_old && h->old_views == 0) {
-        kvfc_hello(h, NULL, NULL); /* names `unmapped` */
-    }
-    return true;
+    return hello_over(h, c, r, r->status);
 }
 
 /* A payload that mapped another daemon's pool was released. */

@@ -25,14 +25,8 @@ def finish(p):
     assert not kvf.SANITIZER.search(err), err
 
 
-# Known defects, each to be fixed: the mark fails when the test passes.
-CLOSING = pytest.param("closing", marks=pytest.mark.xfail(
-    strict=True, reason="kvferry_close: a put_async between its alloc and its "
-    "put ends with STALE instead of CANCELLED"))
-
-
 @pytest.mark.parametrize("case", ["regions", "cancel", "mget", "pipeline",
-                                  "threads", CLOSING])
+                                  "threads", "closing"])
 def test_case(pair, case):
     finish(start(pair, case))
 
@@ -79,8 +73,6 @@ def test_restart_under_a_view(pair):
     finish(p)
 
 
-@pytest.mark.xfail(strict=True, reason="the first call after a restart is "
-                   "PEER_UNREACHABLE: the loss is noticed after it was sent")
 def test_first_call_after_a_restart(pair):
     p = start(pair, "first_call")
     for _ in range(5):

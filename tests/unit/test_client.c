@@ -200,6 +200,96 @@ static void test_close_completes_what_is_open(void **state)
     assert_int_equal(get.status, -KVF_CANCELLED);
 }
 
+static void on_done_again(struct kvferry *h, void *user,
+                          const struct kvferry_result *r)
+{
+    struct seen *s = user;
+    struct seen never = {0};
+
+    s->n++;
+    s->status = r->status;
+    assert_int_equal(kvferry_ping_async(h, on_done, &never, NULL),
+                     -KVF_CANCELLED);
+    assert_int_equal(kvferry_ping(h), -KVF_CANCELLED);
+}
+
+static void test_closing_refuses_what_callbacks_start(void **state)
+{
+    struct kvferry *h = opened(0);
+    struct seen get[3] = {0}, put = {0};
+    uint8_t data[5000] = {1};
+
+    (void)state;
+    for (int i = 0; i < 3; i++)
+        kvferry_get_async(h, "k", NULL, on_done_again, &get[i], NULL);
+    kvferry_put_async(h, "p", data, sizeof data, NULL, on_done_again, &put,
+                      NULL);
+    kvferry_close(h);
+    for (int i = 0; i < 3; i++) {
+        assert_int_equal(get[i].n, 1);
+        assert_int_equal(get[i].status, -KVF_CANCELLED);
+    }
+    assert_int_equal(put.n, 1);
+    assert_int_equal(put.status, -KVF_CANCELLED);
+    assert_int_equal(fake.byes, 1);
+}
+
+/* What is started while the hello is under way waits for its answer: sent at
+ * once, the alloc would have taken the STALE that is meant for the hello. */
+static void test_requests_wait_for_the_new_session(void **state)
+{
+    struct kvferry *h = opened(2000);
+    struct seen lost = {0}, put = {0}, inlined = {0}, ping = {0};
+    uint8_t data[5000] = {1};
+    uint64_t ticket;
+
+    (void)state;
+    fake.stored_key[0] = '\0';
+    kvferry_get_async(h, "later", NULL, on_done, &lost, NULL);
+    assert_int_equal(kvferry_ping(h), 0);
+    fake_stop(&fake);
+    pump(h, &lost.n, 1);
+    fake_start(&fake, endpoint, 2);
+    fake.next_status = KVF_STALE; /* to the hello */
+    kvferry_put_async(h, "k", data, sizeof data, NULL, on_done, &put, &ticket);
+    kvferry_put_async(h, "i", data, 10, NULL, on_done, &inlined, NULL);
+    kvferry_ping_async(h, on_done, &ping, NULL);
+    assert_int_equal(kvferry_cancel(h, ticket), 0);
+    assert_int_equal(kvferry_outstanding(h), 3);
+    pump(h, &ping.n, 1);
+    pump(h, &put.n, 1);
+    assert_int_equal(put.status, 0);
+    assert_int_equal(inlined.status, 0);
+    assert_int_equal(ping.status, 0);
+    assert_int_equal(inlined.n, 1);
+    assert_int_equal(fake.hellos, 2);
+    assert_int_equal(fake.unmapped, 1); /* by the second */
+    assert_int_equal(fake.cancels, 1);
+    assert_int_equal(kvferry_outstanding(h), 0);
+    kvferry_close(h);
+}
+
+static void test_what_waits_is_cancelled_by_close(void **state)
+{
+    struct kvferry *h = opened(200);
+    struct seen lost = {0}, ping = {0}, late = {0};
+
+    (void)state;
+    fake.stored_key[0] = '\0';
+    kvferry_get_async(h, "later", NULL, on_done, &lost, NULL);
+    assert_int_equal(kvferry_ping(h), 0);
+    fake_stop(&fake);
+    pump(h, &lost.n, 1);
+    assert_int_equal(kvferry_ping_async(h, on_done, &ping, NULL), 0);
+    pump(h, &ping.n, 1); /* the hello is not answered */
+    assert_int_equal(ping.status, -KVF_PEER_UNREACHABLE);
+    assert_int_equal(kvferry_ping_async(h, on_done, &late, NULL), 0);
+    kvferry_close(h);
+    assert_int_equal(late.n, 1);
+    assert_int_equal(late.status, -KVF_CANCELLED);
+    fake_start(&fake, endpoint, 2);
+}
+
 /* A daemon that dies and comes back: what was open fails, a view stays
  * readable, the old incarnation is named once the view is gone. */
 static void test_restart(void **state)
@@ -246,6 +336,9 @@ int main(void)
         T(test_get_without_deadline_is_guarded),
         T(test_async_parked_get_and_many_pings),
         T(test_close_completes_what_is_open),
+        T(test_closing_refuses_what_callbacks_start),
+        T(test_requests_wait_for_the_new_session),
+        T(test_what_waits_is_cancelled_by_close),
         T(test_restart),
     };
     int rc;
