@@ -34,11 +34,26 @@ static int check_header(const struct kvf_segment_header *p, uint64_t size,
     return 0;
 }
 
+/* A view points into a pool, or into a region, an engine's own memfd that has
+ * no header; the reply does not tell which, nor the file's inode. What calls
+ * itself a pool must be a whole one; the seal was checked, and the segment's
+ * place is compared with the size. */
+static int check_view(const struct kvf_segment_header *p, uint64_t size,
+                      struct kvf_why *why)
+{
+    if (size < KVF_SEGMENT_HEADER ||
+        memcmp(p->magic, KVF_SEGMENT_MAGIC, sizeof p->magic) != 0)
+        return 0;
+    return check_header(p, size, NULL, why);
+}
+
+/* A file that has grown since (a region may) is mapped anew. */
 static struct kvfc_map *find(struct kvferry *h, const struct stat *st,
                              bool write)
 {
     for (struct kvfc_map *m = h->maps; m != NULL; m = m->next)
-        if (m->ino == st->st_ino && m->dev == st->st_dev && m->write == write)
+        if (m->ino == st->st_ino && m->dev == st->st_dev && m->write == write &&
+            m->size == (uint64_t)st->st_size)
             return m;
     return NULL;
 }
@@ -61,9 +76,8 @@ static int map_fd(struct kvferry *h, int fd, bool write,
     if (base == MAP_FAILED)
         return kvf_fail(why, KVF_INTERNAL, "mmap of %llu bytes: %s",
                         (unsigned long long)size, strerror(errno));
-    /* A view may also point into a region, an engine's own memfd, which has no
-     * header. */
-    rc = write ? check_header(base, size, incarnation, why) : 0;
+    rc = write ? check_header(base, size, incarnation, why)
+               : check_view(base, size, why);
     m = rc == 0 ? calloc(1, sizeof *m) : NULL;
     if (m == NULL) {
         munmap(base, size);
@@ -100,7 +114,7 @@ int kvfc_map_open(struct kvferry *h, const char *path, bool write,
     } else if ((m = find(h, &st, write)) != NULL) {
         rc = write ? check_header((const void *)m->base, m->size, incarnation,
                                   why)
-                   : 0;
+                   : check_view((const void *)m->base, m->size, why);
     } else {
         rc = map_fd(h, fd, write, incarnation, &st, &m, why);
     }
