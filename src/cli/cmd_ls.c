@@ -8,7 +8,7 @@ static void row(const json_t *k)
 {
 #define N(name) ((long long)json_integer_value(json_object_get(k, name)))
 #define S(name) (json_string_value(json_object_get(k, name)))
-    printf("%-10s %12lld %8lld %8lld %8lld %9.1f %9.1f  %s\n",
+    printf("%-10s %12lld %17lld %8lld %8lld %9.1f %9.1f  %s\n",
            S("state") != NULL ? S("state") : "?", N("size"), N("generation"),
            N("readers"), N("claims"), (double)N("age_ms") / 1000,
            (double)N("ttl_ms") / 1000, S("key") != NULL ? S("key") : "?");
@@ -26,7 +26,7 @@ static int table(const char *text)
         fprintf(stderr, "kvferry: the reply cannot be read\n");
         return KVF_INTERNAL;
     }
-    printf("%-10s %12s %8s %8s %8s %9s %9s  %s\n", "STATE", "SIZE", "GEN",
+    printf("%-10s %12s %17s %8s %8s %9s %9s  %s\n", "STATE", "SIZE", "GEN",
            "READERS", "CLAIMS", "AGE_S", "TTL_S", "KEY");
     json_array_foreach(keys, i, k)
     {
