@@ -36,6 +36,10 @@ struct signal_slot {
     void *arg;
 };
 
+/* A yield that takes longer than this let somebody else run. */
+#define CROWDED_NS (30 * KVF_NS_PER_US)
+#define NO_SPIN_NS (5 * KVF_NS_PER_MS)
+
 struct kvf_reactor {
     struct event_base *base;
     struct event *timer;
@@ -46,7 +50,8 @@ struct kvf_reactor {
     struct kvf_list ready, touched;
     uint64_t woke_ns; /* end of the last wait; 0 = none yet */
     bool stop;
-    bool work;      /* something said BUSY, not only SPIN */
+    bool work; /* something said BUSY, not only SPIN */
+    uint64_t spin_from_ns;
     bool signalled; /* some slot is pending */
     unsigned n_signals;
     struct signal_slot signal[MAX_SIGNALS];
@@ -347,6 +352,23 @@ static bool only_spins(const struct kvf_reactor *r)
     return true;
 }
 
+/* Whoever shares this processor may be the one that the bytes, or an engine,
+ * wait for. If it was away for long, others are busy here. */
+static void give_way(struct kvf_reactor *r)
+{
+    uint64_t before = kvf_sched_clock(&r->sched), after;
+
+    sched_yield();
+    after = kvf_sched_clock(&r->sched);
+    if (after - before > CROWDED_NS)
+        r->spin_from_ns = after + NO_SPIN_NS;
+}
+
+bool kvf_reactor_may_spin(const struct kvf_reactor *r)
+{
+    return r->sched.now_ns >= r->spin_from_ns;
+}
+
 /* Sets the timer for `due`, if it is not set for that already. */
 static int set_timer(struct kvf_reactor *r, uint64_t due)
 {
@@ -410,10 +432,8 @@ int kvf_reactor_once(struct kvf_reactor *r, uint64_t timeout_ns,
            !kvf_list_empty(&r->sched.tasks) ||
            !kvf_list_empty(&r->sched.slices);
     rc = wait_for_events(r, busy, until, why);
-    /* Whoever shares this processor may be the one that the bytes, or the
-     * engine, are waiting for. */
     if (busy && only_spins(r))
-        sched_yield();
+        give_way(r);
     kvf_sched_stamp(&r->sched);
     if (r->signalled)
         deliver_signals(r);

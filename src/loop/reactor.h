@@ -21,8 +21,7 @@ enum kvf_arm {
     KVF_ARM_QUIET, /* quiet now; the descriptor will turn ready on new work */
     KVF_ARM_BUSY,  /* work is already here: the loop must not sleep */
     KVF_ARM_SPIN   /* nothing is here, but it is expected within microseconds:
-                      the loop does not sleep, and gives way to others that want
-                      the processor */
+                      the loop does not sleep. Only while kvf_reactor_may_spin */
 };
 
 /* What the descriptor is watched for; also what `drain` is told is ready. */
@@ -65,6 +64,10 @@ struct kvf_sched *kvf_reactor_sched(struct kvf_reactor *r);
  * wait to the next wait) in stats->loop_lag_us. */
 int kvf_reactor_run(struct kvf_reactor *r, struct kvf_why *why);
 void kvf_reactor_stop(struct kvf_reactor *r);
+/* False for some milliseconds after the loop saw, while it was spinning, that
+ * others want this processor: a loop that sleeps gets it back sooner than one
+ * that gave it away. Asked by arm() before it answers KVF_ARM_SPIN. */
+bool kvf_reactor_may_spin(const struct kvf_reactor *r);
 /* One iteration: arm, wait at most timeout_ns (KVF_NEVER = until something
  * happens), handle what came. Returns right after the handlers. For tests and
  * for programs with a loop of their own. */

@@ -154,8 +154,9 @@ static enum kvf_arm arm(struct kvf_source *src)
     if (!c->wr_active && c->q_n < KVF_TCP_QUEUE && c->proven &&
         c->rx_len >= KVF_FRAME_REQ_LEN)
         return KVF_ARM_BUSY;
-    if (c->proven && sched_of(c)->now_ns - c->last_progress <
-                         c->tcp->conf.spin_us * KVF_NS_PER_US)
+    if (kvf_reactor_may_spin(src->reactor) && c->proven &&
+        sched_of(c)->now_ns - c->last_progress <
+            c->tcp->conf.spin_us * KVF_NS_PER_US)
         return KVF_ARM_SPIN;
     if (reads_ahead(c))
         want |= KVF_WANT_READ;

@@ -363,8 +363,9 @@ static enum kvf_arm arm(struct kvf_source *src)
 
     if (!c->up)
         return KVF_ARM_QUIET;
-    if (c->slot_n > 0 && tcp->t.sched->now_ns - c->last_progress <
-                             tcp->conf.spin_us * KVF_NS_PER_US)
+    if (kvf_reactor_may_spin(src->reactor) && c->slot_n > 0 &&
+        tcp->t.sched->now_ns - c->last_progress <
+            tcp->conf.spin_us * KVF_NS_PER_US)
         return KVF_ARM_SPIN;
     kvf_source_want(src, KVF_WANT_READ | (c->tx_blocked ? KVF_WANT_WRITE : 0u));
     return KVF_ARM_QUIET;
