@@ -34,18 +34,17 @@ static uint64_t *values(uint64_t n)
     return v;
 }
 
-void pb_latency(struct pb *b, int argc, char **argv)
+/* Inline answers with the bytes; copy leaves them in a buffer, which must be
+ * released: one more message, beside the next get. */
+static void one_by_one(struct pb *b, enum kvferry_mode mode, const char *how,
+                       uint64_t size, uint64_t n)
 {
-    uint64_t size = bench_size(argv[0]), n = bench_size(argv[1]);
     uint64_t *took = values(n);
-    struct kvferry_get_options o;
+    struct kvferry_get_options o = pb_from(b);
     struct kvferry_payload *p;
     char key[64];
 
-    (void)argc;
-    pb_open(b);
-    o = pb_from(b);
-    pb_put(b, "latency", 1, size);
+    o.mode = mode;
     pb_key(key, "latency", 1);
     for (uint64_t i = 0; i < n + n / 8; i++) {
         uint64_t t0 = bench_now();
@@ -55,9 +54,20 @@ void pb_latency(struct pb *b, int argc, char **argv)
         pb_check(p, size, 1);
         kvferry_release(&p);
     }
-    tell("latency", "get", size, took, n);
-    pb_close(b);
+    tell("latency", how, size, took, n);
     free(took);
+}
+
+void pb_latency(struct pb *b, int argc, char **argv)
+{
+    uint64_t size = bench_size(argv[0]), n = bench_size(argv[1]);
+
+    (void)argc;
+    pb_open(b);
+    pb_put(b, "latency", 1, size);
+    one_by_one(b, KVFERRY_INLINE, "get inline", size, n);
+    one_by_one(b, KVFERRY_COPY, "get copy", size, n);
+    pb_close(b);
 }
 
 struct parked {
@@ -101,6 +111,7 @@ void pb_parked(struct pb *b, int argc, char **argv)
     (void)argc;
     pb_open(b);
     o = pb_from(b);
+    o.mode = KVFERRY_INLINE;
     bench_fill(data, w.size, 1, 0);
     for (uint64_t i = 0; i < n + n / 8; i++) {
         uint64_t t0;

@@ -131,13 +131,17 @@ def tcp_get(size, streams):
 
 def latency(bench):
     pair = bench.pair("auto")
-    get = pair.measure("latency", 4 * K, 2000)[0]["p50_us"]
+    rows = {x["how"]: x["p50_us"]
+            for x in pair.measure("latency", 4 * K, 2000)}
+    get = rows["get inline"]
     trips = sum(m.figures("raw_zmq", how, "rtt", size)[0]["p50_us"]
                 for how, size in (("ipc", 64), ("tcp", 4 * K)))
-    yield line("get of 4 KiB / ZMQ ipc + tcp round trip, p50", get, trips,
-               "us", most=1.25)
+    yield line("get of 4 KiB, inline / ZMQ ipc + tcp round trip, p50", get,
+               trips, "us", most=1.25)
+    yield line("get of 4 KiB, copy / ZMQ ipc + tcp round trip, p50",
+               rows["get copy"], trips, "us")
     parked = pair.measure("parked", 4 * K, 500)[0]["p50_us"]
-    yield line("parked get, from put to reply / that get, p50", parked, get,
+    yield line("parked get, from put to reply / that get (inline), p50", parked, get,
                "us", most=0.75)
 
 
