@@ -31,7 +31,15 @@ def sleeper(**kw):
     """A process that does nothing, without capabilities."""
     drop = [] if os.geteuid() else ["setpriv", "--bounding-set=-all",
                                     "--inh-caps=-all"]
-    return subprocess.Popen(drop + ["sleep", "1000"], **kw)
+    p = subprocess.Popen(drop + ["sleep", "1000"], **kw)
+    end = time.monotonic() + 10
+    while time.monotonic() < end:  # setpriv still has its capabilities
+        with open(f"/proc/{p.pid}/comm", encoding="utf-8") as f:
+            if f.read().strip() == "sleep":
+                return p
+        time.sleep(0.001)
+    p.kill()
+    raise AssertionError("setpriv did not become sleep")
 
 
 class Pool:
