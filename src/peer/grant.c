@@ -119,24 +119,25 @@ static void lose(struct kvf_grant *g, const struct kvf_why *why)
         g->on_lost(g, why);
 }
 
-/* on_lost may end the grant (and so free it) from inside, or others: the hash
- * is walked anew after each. */
+/* on_lost may end the grant (and so free it) from inside, or others: what is to
+ * be lost is listed first and looked up one by one. */
 void kvf_peer_lose_grants(struct kvf_peer *p, bool shm_too,
                           const struct kvf_why *why)
 {
+    size_t n = 0, max = HASH_COUNT(p->grants);
+    uint64_t *ids = malloc((max + 1) * sizeof *ids);
     struct kvf_grant_private *gp, *next;
-    bool again = true;
 
-    while (again) {
-        again = false;
-        HASH_ITER (hh, p->grants, gp, next) {
-            if (gp->g->lost || (gp->g->shm && !shm_too))
-                continue;
+    if (ids == NULL)
+        abort(); /* gets that nobody tells would wait for ever */
+    for (gp = p->grants; gp != NULL; gp = gp->hh.next)
+        ids[n++] = gp->claim;
+    for (size_t i = 0; i < n; i++) {
+        HASH_FIND(hh, p->grants, &ids[i], sizeof ids[i], gp);
+        if (gp != NULL && (shm_too || !gp->g->shm))
             lose(gp->g, why);
-            again = true;
-            break;
-        }
     }
+    free(ids);
     if (!shm_too)
         return;
     /* The owner of these is no more: nothing can be told to it. */
