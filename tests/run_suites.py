@@ -44,6 +44,9 @@ QUICK = ["lint", "unit:asan", "layout", "sim:asan", "conformance:asan",
          "integration", "python"]
 
 
+AGAIN_MAX = 3  # failed tests of a shard that get a second run
+
+
 class Tally:
     def __init__(self):
         self.passed = self.failed = self.skipped = 0
@@ -223,6 +226,44 @@ def junit(path, label, tally_list):
     return True
 
 
+def failed_ids(xml):
+    """What pytest calls the tests that failed; None when it cannot be told."""
+    ids = []
+    try:
+        cases = ET.parse(xml).getroot().iter("testcase")
+    except (OSError, ET.ParseError):
+        return None
+    for case in cases:
+        if case.find("failure") is None and case.find("error") is None:
+            continue
+        path = case.get("classname", "").replace(".", "/") + ".py"
+        if not os.path.isfile(path):
+            return None
+        ids.append(f"{path}::{case.get('name')}")
+    return ids
+
+
+def second_chance(label, env, xml, counts):
+    """Some tests race real processes against a clock on a machine that others
+    use, too. A few that failed run once more, alone; those that pass then are
+    counted as passed and named, so that nobody takes them for quiet ones."""
+    ids = failed_ids(xml)
+    if not ids or len(ids) > AGAIN_MAX:
+        return
+    for one in ids:
+        try:
+            again = subprocess.run(
+                [PY, "-m", "pytest", "-q", "-p", "no:cacheprovider", one],
+                env=dict(env, KVF_SHARD=""), stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL, timeout=120, check=False)
+        except subprocess.TimeoutExpired:
+            continue
+        if again.returncode == 0:
+            counts[0] += 1
+            counts[1] -= 1
+            say(f"PASSED AT THE SECOND RUN {label} {one}")
+
+
 def run_pytest(label, build_name, seconds, quick, tally):
     """A folder of pytest, in two shards side by side: they mostly wait."""
     d = build_dir(build_name)
@@ -245,11 +286,12 @@ def run_pytest(label, build_name, seconds, quick, tally):
                "--tb=short", f"--junit-xml={xml}", f"tests/{folder}"]
         if marks:
             cmd += ["-m", marks]
-        shards.append((start(cmd, log, env), xml, log))
+        shards.append((start(cmd, log, env), xml, log, env))
     until = time.monotonic() + seconds
     counts = [0, 0, 0]
-    for i, (proc, xml, log) in enumerate(shards):
-        status = finish(proc, until)
+    for i, (proc, _, _, _) in enumerate(shards):
+        shards[i] = (finish(proc, until), *shards[i][1:])
+    for i, (status, xml, log, env) in enumerate(shards):
         if not junit(xml, label, counts):
             counts[1] += 1
             why = "deadline passed" if status is None else f"exit {status}"
@@ -257,6 +299,7 @@ def run_pytest(label, build_name, seconds, quick, tally):
         if status not in (0, 5):
             log.seek(0)
             say(tail(log.read().decode(errors="replace"), 150))
+            second_chance(label, env, xml, counts)
         log.close()
     tally.add(*counts)
     say(f"{label}: {counts[0]} passed, {counts[1]} failed, "
