@@ -343,7 +343,6 @@ static int pull_init(struct kvf_get *g, struct kvf_why *why)
     }
     if (g->buffer != NULL)
         kvf_buffer_pin(g->buffer);
-    p->xfer_ready = true;
     g->pull = p;
     return 0;
 }
@@ -427,8 +426,8 @@ static void broken(struct kvf_get *g, const struct kvf_why *why)
     }
     if (g->proto_at >= c->n_protocol)
         g->proto_at = 0;
-    free(g->host); /* from here on it holds the cause, for the RETRY line */
-    g->host = strdup(why->text);
+    free(g->cause);
+    g->cause = strdup(why->text);
     kvf_get_feed(g, g->grant->lost ? KVF_GET_EV_LOST : KVF_GET_EV_BROKEN);
 }
 
@@ -519,7 +518,7 @@ void kvf_get_backoff(struct kvf_get *g)
             : g->transport,
         (unsigned long long)(ns / KVF_NS_PER_MS),
         (unsigned long long)(g->pull != NULL ? g->pull->xfer.bytes_done : 0),
-        (unsigned long long)g->grant->size, g->host != NULL ? g->host : "");
+        (unsigned long long)g->grant->size, g->cause != NULL ? g->cause : "");
     kvf_timer_set(s, &g->pause, s->now_ns + ns);
 }
 

@@ -243,7 +243,6 @@ static int copy_request(struct kvf_get *g, const struct kvf_get_params *p)
     g->wait = r->wait;
     g->mode = r->mode;
     g->can_map = p->can_map;
-    g->has_session = p->has_session;
     g->pid = p->pid;
     g->start = p->start;
     g->owner = p->owner;
@@ -292,6 +291,7 @@ static void get_free(struct kvf_get *g)
 {
     free(g->key);
     free(g->host);
+    free(g->cause);
     free(g->text);
     free(g->into);
     free(g->stash);

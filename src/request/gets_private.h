@@ -33,7 +33,6 @@ struct kvf_pull {
     struct kvf_checksum checksum;
     struct iovec *iov;
     unsigned n_iov;
-    bool xfer_ready;
 };
 
 struct kvf_get {
@@ -49,7 +48,7 @@ struct kvf_get {
     /* the request */
     char *key;
     size_t key_len;
-    bool has_generation, has_incarnation, wait, can_map, has_session;
+    bool has_generation, has_incarnation, wait, can_map;
     bool has_expect;
     uint64_t generation;
     struct kvf_id incarnation;
@@ -63,6 +62,7 @@ struct kvf_get {
     /* where */
     struct kvf_worker expect; /* who must be at the address */
     char *host;
+    char *cause; /* of the last broken attempt, for the RETRY line */
     uint16_t port;
     bool self; /* this daemon is the owner */
     struct kvf_peer *peer;
