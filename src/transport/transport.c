@@ -69,6 +69,39 @@ int kvf_link_open(struct kvf_transport *t, struct kvf_link *link,
     return rc;
 }
 
+static int runs_check(const struct kvf_link *link,
+                      const struct kvf_transfer_op *op, struct kvf_why *why)
+{
+    uint64_t size = op->remote->size, sum = 0;
+
+    if ((link->transport->ops->caps & KVF_CAP_RUNS) == 0)
+        return kvf_fail(why, KVF_UNSUPPORTED, "%s takes no scattered ops",
+                        link->transport->ops->name);
+    if (op->n_runs > KVF_OP_RUNS)
+        return kvf_fail(why, KVF_INVALID, "%u runs are more than %u",
+                        op->n_runs, KVF_OP_RUNS);
+    for (unsigned i = 0; i < op->n_runs; i++) {
+        const struct kvf_run *r = &op->runs[i];
+
+        if (r->length == 0 || r->offset > size || r->length > size - r->offset)
+            return kvf_fail(why, KVF_INVALID,
+                            "run %u of %llu bytes at %llu is outside the "
+                            "payload of %llu",
+                            i, (unsigned long long)r->length,
+                            (unsigned long long)r->offset,
+                            (unsigned long long)size);
+        if (r->length > op->length - sum)
+            return kvf_fail(why, KVF_INVALID, "runs have more than %llu bytes",
+                            (unsigned long long)op->length);
+        sum += r->length;
+    }
+    if (sum != op->length)
+        return kvf_fail(why, KVF_INVALID, "runs have %llu bytes, not %llu",
+                        (unsigned long long)sum,
+                        (unsigned long long)op->length);
+    return 0;
+}
+
 static int op_check(const struct kvf_link *link,
                     const struct kvf_transfer_op *op, struct kvf_why *why)
 {
@@ -79,6 +112,8 @@ static int op_check(const struct kvf_link *link,
         return kvf_fail(why, KVF_UNSUPPORTED, "%s cannot %s",
                         link->transport->ops->name,
                         op->write ? "write" : "read");
+    if (op->n_runs > 0)
+        return runs_check(link, op, why);
     if (op->length == 0 || op->n_iov == 0 || op->n_iov > KVF_OP_IOV ||
         op->offset > op->remote->size ||
         op->length > op->remote->size - op->offset)

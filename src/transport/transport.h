@@ -3,8 +3,8 @@
  *
  * Words. The *owner* has the payload; the *getter* pulls it (READ) or the
  * initiator pushes into it (WRITE). A *link* is the getter's way to one owner;
- * a *remote* is one claim at that owner; an *op* is one posted read or write of
- * a contiguous piece of the payload.
+ * a *remote* is one claim at that owner; an *op* is one posted read or write:
+ * of a contiguous piece of the payload, or of many runs of it.
  *
  * Rules.
  *  - Nothing blocks, and `done` is never called from inside `post`.
@@ -31,6 +31,7 @@
 #define KVF_CAP_READ 1u
 #define KVF_CAP_WRITE 2u
 #define KVF_CAP_SAME_HOST 4u /* needs mappings of the owner's memory */
+#define KVF_CAP_RUNS 8u      /* takes ops of many runs */
 
 struct kvf_transport;
 struct kvf_link;
@@ -53,7 +54,14 @@ struct kvf_remote {
 
 /* ---- one posted piece ---------------------------------------------------- */
 
-#define KVF_OP_IOV 16 /* local pieces of one op */
+#define KVF_OP_IOV 16    /* local pieces of one op */
+#define KVF_OP_RUNS 4096 /* runs of one scattered op */
+
+/* A piece that is contiguous on both sides. */
+struct kvf_run {
+    uint64_t offset, length; /* in the remote's payload; length > 0 */
+    void *local;
+};
 
 struct kvf_transfer_op {
     struct kvf_list node; /* the transport's while posted */
@@ -64,6 +72,14 @@ struct kvf_transfer_op {
     uint64_t offset, length;      /* in the payload; length > 0 */
     struct iovec iov[KVF_OP_IOV]; /* local memory, `length` bytes in all */
     unsigned n_iov;
+    /* n_runs > 0: a scattered op. `length` is the sum of its runs; offset, iov
+     * and n_iov mean nothing. The runs are the caller's and stay as they are
+     * until done. They may come in any order; local memory must not overlap in
+     * a READ, nor the payload in a WRITE. */
+    const struct kvf_run *runs;
+    unsigned n_runs;
+    uint64_t total; /* bytes of the transfer that the op belongs to, for choices
+                       such as how many streams; 0: remote->size */
     /* status 0 or negative; why (may be NULL) is valid during the call. The op
      * belongs to its owner again and may be freed or posted anew. */
     void (*done)(struct kvf_transfer_op *op, int status,
@@ -71,7 +87,8 @@ struct kvf_transfer_op {
     /* private to the transport while posted */
     uint64_t moved, tag;
     void *priv;
-    unsigned cur_iov, cur_seg, last_seg; /* where `moved` stands */
+    unsigned cur_iov, cur_seg, last_seg; /* where `moved` stands; cur_iov
+                                            counts runs if there are any */
     uint64_t cur_iov_off, cur_seg_off;
     /* private to kvf_op_finish */
     int status;
@@ -79,6 +96,10 @@ struct kvf_transfer_op {
 };
 
 /* ---- the owner's side ---------------------------------------------------- */
+
+struct kvf_range {
+    uint64_t offset, length; /* in the payload; length > 0 */
+};
 
 /* How a transport that serves bytes asks its owner's daemon whether a request
  * may touch them. `session` is what kvf_transport_admit was given. */
@@ -94,6 +115,17 @@ struct kvf_serve_ops {
                    uint64_t length, struct iovec *iov, unsigned *n_iov,
                    void **pin, struct kvf_why *why);
     void (*unpin)(void *arg, void *pin);
+    /* The same for many ranges at once: the pieces cover a prefix of
+     * ranges[0][skip..], ranges[1], ... one after the other; a piece never
+     * spans two ranges. At least one piece is filled on success. Every range
+     * that was touched has been checked; the others will be when their turn
+     * comes. Called again and again for one request: cost per range matters.
+     * NULL: requests of many runs are answered UNSUPPORTED. */
+    int (*resolve_runs)(void *arg, void *session, uint64_t claim,
+                        const struct kvf_id *token, bool write,
+                        const struct kvf_range *ranges, unsigned n_ranges,
+                        uint64_t skip, struct iovec *iov, unsigned *n_iov,
+                        void **pin, struct kvf_why *why);
 };
 
 /* ---- links ----------------------------------------------------------------
@@ -175,8 +207,9 @@ struct kvf_transport {
 /* Initialises *link but for owner and the callbacks. */
 int kvf_link_open(struct kvf_transport *t, struct kvf_link *link,
                   const struct kvf_link_addr *addr, struct kvf_why *why);
-/* Also checks what the transport can do and that the pieces of iov add up:
- * -KVF_UNSUPPORTED, -KVF_INVALID; a link that is down: -KVF_PEER_UNREACHABLE.
+/* Also checks what the transport can do, and that the pieces of iov or the runs
+ * add up and lie in the payload: -KVF_UNSUPPORTED, -KVF_INVALID; a link that is
+ * down: -KVF_PEER_UNREACHABLE.
  */
 int kvf_link_post(struct kvf_link *link, struct kvf_transfer_op *op,
                   struct kvf_why *why);
@@ -198,6 +231,11 @@ void kvf_transport_fini(struct kvf_transport *t);
  * The op must be in no list of the transport. */
 void kvf_op_finish(struct kvf_transport *t, struct kvf_transfer_op *op,
                    int status, const struct kvf_why *why);
+/* Bytes of the transfer that the op is part of. */
+static inline uint64_t kvf_op_total(const struct kvf_transfer_op *op)
+{
+    return op->total != 0 ? op->total : op->remote->size;
+}
 /* Calls done now; only from the loop, with nothing of the transport's on the
  * stack that the callback could free. */
 void kvf_op_complete(struct kvf_transfer_op *op, int status,
