@@ -93,6 +93,10 @@ static void copy_nt(uint8_t *dst, const uint8_t *src, size_t n)
     memcpy(dst, src, head);
     choose().stream(dst + head, src + head, body);
     memcpy(dst + head + body, src + head + body, n - head - body);
+}
+
+static void fence_nt(void)
+{
     _mm_sfence();
 }
 
@@ -108,6 +112,10 @@ static void copy_nt(uint8_t *dst, const uint8_t *src, size_t n)
     memcpy(dst, src, n);
 }
 
+static void fence_nt(void)
+{
+}
+
 const char *kvf_copy_kernel(void)
 {
     return "plain";
@@ -115,11 +123,24 @@ const char *kvf_copy_kernel(void)
 
 #endif
 
-void kvf_copy(void *dst, const void *src, size_t n, bool nt)
+void kvf_copy_piece(void *dst, const void *src, size_t n, bool nt)
 {
     if (nt)
         copy_nt(dst, src, n);
     else
         memcpy(dst, src, n);
+}
+
+void kvf_copy_fence(void)
+{
+    fence_nt();
+    __atomic_thread_fence(__ATOMIC_RELEASE);
+}
+
+void kvf_copy(void *dst, const void *src, size_t n, bool nt)
+{
+    kvf_copy_piece(dst, src, n, nt);
+    if (nt)
+        fence_nt();
     __atomic_thread_fence(__ATOMIC_RELEASE);
 }

@@ -15,6 +15,11 @@ extern const size_t kvf_copy_nt_min;
  * before returning. Any alignment. */
 void kvf_copy(void *dst, const void *src, size_t n, bool nt);
 
+/* The same without the fence: for many pieces, with one kvf_copy_fence() before
+ * anybody is told. */
+void kvf_copy_piece(void *dst, const void *src, size_t n, bool nt);
+void kvf_copy_fence(void);
+
 /* "avx512", "avx2", "sse2", "plain": what nt copies use here. */
 const char *kvf_copy_kernel(void);
 #endif

@@ -17,7 +17,9 @@
 #define PIECE_MIN (256ull << 10)
 #define PIECE_MAX (8ull << 20)
 #define PIECE_START (1ull << 20)
-#define OPS_MAX 256 /* posted on one link */
+#define OPS_MAX 256   /* posted on one link */
+#define RUN_COST 512u /* what a run costs beside its bytes, in bytes copied */
+#define RUN_NT_MIN 1024u /* shorter runs are copied plainly */
 
 struct shm {
     struct kvf_transport t;
@@ -91,6 +93,62 @@ static uint64_t copy_run(struct kvf_transfer_op *op, uint64_t max, bool nt)
     return n;
 }
 
+/* Moves the op's cursor to the segment that has this position. In a scattered
+ * op cur_seg_off is where the segment begins in the payload. Plans go through a
+ * region from one end to the other, so the way is short. */
+static const struct kvf_remote_seg *seek(struct kvf_transfer_op *op,
+                                         uint64_t at)
+{
+    const struct kvf_remote_seg *segs = op->remote->segs;
+
+    while (at < op->cur_seg_off)
+        op->cur_seg_off -= segs[--op->cur_seg].length;
+    while (at - op->cur_seg_off >= segs[op->cur_seg].length)
+        op->cur_seg_off += segs[op->cur_seg++].length;
+    return &segs[op->cur_seg];
+}
+
+/* Copies until `max` is spent; a run has a price of its own. Returns what was
+ * spent. */
+static uint64_t copy_runs(struct kvf_transfer_op *op, uint64_t max, bool nt)
+{
+    uint64_t spent = 0;
+
+    while (spent < max && op->moved < op->length) {
+        const struct kvf_run *r = &op->runs[op->cur_iov];
+        uint64_t at = r->offset + op->cur_iov_off;
+        uint64_t n = r->length - op->cur_iov_off;
+        const struct kvf_remote_seg *seg = seek(op, at);
+        uint8_t *far = seg->map->base + seg->offset + (at - op->cur_seg_off);
+        uint8_t *near = (uint8_t *)r->local + op->cur_iov_off;
+
+        if (n > op->cur_seg_off + seg->length - at)
+            n = op->cur_seg_off + seg->length - at;
+        if (n > max - spent)
+            n = max - spent;
+        kvf_copy_piece(op->write ? far : near, op->write ? near : far, n,
+                       nt && n >= RUN_NT_MIN);
+        op->moved += n;
+        op->cur_iov_off += n;
+        spent += n + RUN_COST;
+        if (op->cur_iov_off == r->length) {
+            op->cur_iov++;
+            op->cur_iov_off = 0;
+        }
+    }
+    kvf_copy_fence();
+    return spent;
+}
+
+static uint64_t copy_pieces(struct kvf_transfer_op *op, uint64_t max, bool nt)
+{
+    uint64_t done = 0;
+
+    while (done < max && op->moved < op->length)
+        done += copy_run(op, max - done, nt);
+    return done;
+}
+
 static void measure(struct shm *shm, uint64_t bytes, uint64_t ns)
 {
     uint64_t rate;
@@ -106,7 +164,7 @@ static bool run(struct kvf_slice *slice, uint64_t budget_ns)
     struct shm *shm = kvf_container_of(slice, struct shm, slice);
     struct kvf_list *n = kvf_list_first(&shm->ops);
     struct kvf_transfer_op *op;
-    uint64_t piece, done = 0, t0;
+    uint64_t piece, spent, had, t0;
     bool nt;
 
     if (n == NULL)
@@ -117,13 +175,14 @@ static bool run(struct kvf_slice *slice, uint64_t budget_ns)
         piece = PIECE_MIN;
     if (piece > PIECE_MAX)
         piece = PIECE_MAX;
-    nt = op->remote->size >= kvf_copy_nt_min;
+    nt = kvf_op_total(op) >= kvf_copy_nt_min;
+    had = op->moved;
     t0 = kvf_sched_clock(shm->t.sched);
-    while (done < piece && op->moved < op->length)
-        done += copy_run(op, piece - done, nt);
-    measure(shm, done, kvf_sched_clock(shm->t.sched) - t0);
+    spent =
+        op->n_runs > 0 ? copy_runs(op, piece, nt) : copy_pieces(op, piece, nt);
+    measure(shm, spent, kvf_sched_clock(shm->t.sched) - t0);
     if (!op->write)
-        shm->t.stats->shm_bytes += done;
+        shm->t.stats->shm_bytes += op->moved - had;
     if (op->moved == op->length) {
         op_end(shm, op, 0);
     } else {
@@ -183,6 +242,46 @@ static void link_close(struct kvf_link *link)
     free(sl);
 }
 
+static int seg_check(const struct kvf_remote_seg *s, unsigned i,
+                     struct kvf_why *why)
+{
+    if (s->map == NULL || s->offset > s->map->size ||
+        s->length > s->map->size - s->offset)
+        return kvf_fail(why, KVF_MISMATCH, "segment %u is outside its mapping",
+                        i);
+    return 0;
+}
+
+static int uncovered(const struct kvf_remote *r, uint64_t at,
+                     struct kvf_why *why)
+{
+    return kvf_fail(why, KVF_MISMATCH,
+                    "segments cover %llu bytes of a payload of %llu",
+                    (unsigned long long)at, (unsigned long long)r->size);
+}
+
+/* A scattered op may touch every segment. */
+static int locate_runs(struct kvf_transfer_op *op, struct kvf_why *why)
+{
+    const struct kvf_remote *r = op->remote;
+    uint64_t at = 0;
+
+    for (unsigned i = 0; i < r->n_segs && r->segs != NULL; i++) {
+        const struct kvf_remote_seg *s = &r->segs[i];
+        int rc = s->length > 0 ? seg_check(s, i, why) : 0;
+
+        if (rc != 0)
+            return rc;
+        if (s->length > r->size - at)
+            return uncovered(r, at, why);
+        at += s->length;
+    }
+    if (at != r->size)
+        return uncovered(r, at, why);
+    op->last_seg = r->n_segs - 1;
+    return 0;
+}
+
 /* Finds where the op starts and ends among the segments and checks every one
  * between: they are what a peer told. */
 static int locate(struct kvf_transfer_op *op, struct kvf_why *why)
@@ -197,10 +296,10 @@ static int locate(struct kvf_transfer_op *op, struct kvf_why *why)
         if (s->length > r->size - at)
             break;
         if (s->length > 0 && at + s->length > op->offset) {
-            if (s->map == NULL || s->offset > s->map->size ||
-                s->length > s->map->size - s->offset)
-                return kvf_fail(why, KVF_MISMATCH,
-                                "segment %u is outside its mapping", i);
+            int rc = seg_check(s, i, why);
+
+            if (rc != 0)
+                return rc;
             if (!found) {
                 op->cur_seg = i;
                 op->cur_seg_off = op->offset - at;
@@ -213,9 +312,7 @@ static int locate(struct kvf_transfer_op *op, struct kvf_why *why)
             return 0;
         }
     }
-    return kvf_fail(why, KVF_MISMATCH,
-                    "segments cover %llu bytes of a payload of %llu",
-                    (unsigned long long)at, (unsigned long long)r->size);
+    return uncovered(r, at, why);
 }
 
 static int post(struct kvf_link *link, struct kvf_transfer_op *op,
@@ -228,10 +325,10 @@ static int post(struct kvf_link *link, struct kvf_transfer_op *op,
         sl->starved = true;
         return kvf_fail(why, KVF_BUSY, "%u copies wait already", OPS_MAX);
     }
-    rc = locate(op, why);
+    rc = op->n_runs > 0 ? locate_runs(op, why) : locate(op, why);
     if (rc != 0)
         return rc;
-    while (op->iov[op->cur_iov].iov_len == 0)
+    while (op->n_runs == 0 && op->iov[op->cur_iov].iov_len == 0)
         op->cur_iov++;
     op->tag = op->cur_seg;
     for (unsigned i = op->cur_seg; i <= op->last_seg; i++)
@@ -273,7 +370,7 @@ static void destroy(struct kvf_transport *t)
 
 static const struct kvf_transport_ops shm_ops = {
     .name = "shm",
-    .caps = KVF_CAP_READ | KVF_CAP_WRITE | KVF_CAP_SAME_HOST,
+    .caps = KVF_CAP_READ | KVF_CAP_WRITE | KVF_CAP_SAME_HOST | KVF_CAP_RUNS,
     .destroy = destroy,
     .link_open = link_open,
     .post = post,

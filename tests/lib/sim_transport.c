@@ -25,11 +25,42 @@ struct sim_op {
     bool half, fail, cut, stuck;
 };
 
+static void move(struct kvf_sim_plan *plan, bool write, uint8_t *far,
+                 uint8_t *near)
+{
+    if (write)
+        *far = *near;
+    else
+        *near = *far;
+    plan->bytes++;
+}
+
+static void copy_runs(struct sim_op *so, uint64_t end)
+{
+    struct kvf_transfer_op *op = so->op;
+    struct kvf_sim_plan *plan = so->sl->sim->plan;
+
+    for (; op->moved < end; op->moved++) {
+        const struct kvf_run *r = &op->runs[op->cur_iov];
+
+        move(plan, op->write, plan->payload + r->offset + op->cur_iov_off,
+             (uint8_t *)r->local + op->cur_iov_off);
+        if (++op->cur_iov_off == r->length) {
+            op->cur_iov++;
+            op->cur_iov_off = 0;
+        }
+    }
+}
+
 static void copy_some(struct sim_op *so, uint64_t end)
 {
     struct kvf_transfer_op *op = so->op;
     struct kvf_sim_plan *plan = so->sl->sim->plan;
 
+    if (op->n_runs > 0) {
+        copy_runs(so, end);
+        return;
+    }
     while (op->moved < end) {
         uint8_t *far = plan->payload + op->offset + op->moved;
         uint8_t *near = (uint8_t *)op->iov[op->cur_iov].iov_base;
@@ -40,13 +71,9 @@ static void copy_some(struct sim_op *so, uint64_t end)
             continue;
         }
         near += op->cur_iov_off;
-        if (op->write)
-            *far = *near;
-        else
-            *near = *far;
+        move(plan, op->write, far, near);
         op->moved++;
         op->cur_iov_off++;
-        plan->bytes++;
     }
 }
 
@@ -217,7 +244,7 @@ static void destroy(struct kvf_transport *t)
 
 static const struct kvf_transport_ops sim_ops = {
     .name = "sim",
-    .caps = KVF_CAP_READ | KVF_CAP_WRITE,
+    .caps = KVF_CAP_READ | KVF_CAP_WRITE | KVF_CAP_RUNS,
     .destroy = destroy,
     .link_open = link_open,
     .post = post,
