@@ -4,37 +4,20 @@
 #include <stdlib.h>
 #include <string.h>
 
-static struct kvfc_call *start(struct kvferry *h, kvfc_reply_fn reply,
-                               struct kvfc_waiter *w)
-{
-    w->done = false;
-    kvfc_ready(h);
-    return kvfc_call_new(h, reply, kvfc_waiter_done, w);
-}
-
 /* ---- memory ------------------------------------------------------------- */
 
 static bool alloc_reply(struct kvferry *h, struct kvfc_call *c,
                         struct kvfc_reply *r, struct kvferry_result *out)
 {
-    uint64_t offset;
     struct kvferry_buffer *b = &out->buffer;
 
     if (r->status != 0)
         return true;
-    if (kvf_mp_u64(r->map, "buffer", 0, UINT64_MAX, &b->id, NULL) != 1 ||
-        kvf_mp_u64(r->map, "offset", 0, UINT64_MAX, &offset, NULL) != 1 ||
-        kvf_mp_u64(r->map, "size", 0, UINT64_MAX, &b->size, NULL) != 1) {
-        out->status = -(int)KVF_INTERNAL;
-        out->message = "the daemon's reply to alloc cannot be read";
-    } else if (c->abandoned || h->s.pool == NULL || offset > h->s.pool->size ||
-               b->size > h->s.pool->size - offset) {
+    if (!kvfc_u64(r->map, "size", &b->size))
+        kvfc_unreadable(out, "the daemon's reply to alloc has no size");
+    else if (!kvfc_buffer_reply(h, c, r->map, b, out) &&
+             out->status == -(int)KVF_UNSUPPORTED)
         kvfc_forget(h, "free", b->id);
-        out->status = -(int)KVF_UNSUPPORTED;
-        out->message = "this session cannot map the daemon's pool";
-    } else {
-        b->data = h->s.pool->base + offset;
-    }
     return true;
 }
 
@@ -42,40 +25,27 @@ KVFC_EXPORT int kvferry_alloc_async(struct kvferry *h, uint64_t size,
                                     kvferry_done_fn fn, void *user,
                                     uint64_t *ticket)
 {
-    struct kvfc_call *c;
-    size_t mark;
-    uint64_t id;
-    int rc;
+    struct kvfc_req q;
 
-    kvfc_ready(h);
-    c = kvfc_call_new(h, alloc_reply, fn, user);
-    if (c == NULL)
-        return kvfc_refused(h);
-    id = c->id;
-    mark = kvfc_begin(h, "alloc", c->id);
-    kvf_mpw_kv_u64(&h->w, "size", size);
-    rc = kvfc_end(h, c, mark, 1, 0);
-    if (rc == 0 && ticket != NULL)
-        *ticket = id;
-    return rc;
+    kvfc_req_begin(&q, h, "alloc", alloc_reply, fn, user);
+    kvfc_req_u64(&q, "size", size);
+    return kvfc_req_send(&q, 0, ticket);
 }
 
 KVFC_EXPORT int kvferry_alloc(struct kvferry *h, uint64_t size,
                               struct kvferry_buffer *out)
 {
-    int rc = 0;
+    struct kvfc_waiter w;
+    unsigned attempt = 0;
+    int rc;
 
-    /* STALE: the daemon was restarted between our look and its reply. */
-    for (int attempt = 0; attempt < 2; attempt++) {
-        struct kvfc_waiter w = {.done = false};
-
+    do {
+        w.done = false;
         rc = kvferry_alloc_async(h, size, kvfc_waiter_done, &w, NULL);
         rc = kvfc_wait(h, rc, &w);
-        if (rc == 0)
-            *out = w.r.buffer;
-        if (rc != -(int)KVF_STALE || !h->rehello)
-            break;
-    }
+    } while (kvfc_again(h, rc, &attempt));
+    if (rc == 0)
+        *out = w.r.buffer;
     return rc;
 }
 
@@ -83,14 +53,11 @@ static int one_number(struct kvferry *h, const char *op, const char *field,
                       uint64_t value)
 {
     struct kvfc_waiter w;
-    struct kvfc_call *c = start(h, kvfc_plain_reply, &w);
-    size_t mark;
+    struct kvfc_req q;
 
-    if (c == NULL)
-        return kvfc_refused(h);
-    mark = kvfc_begin(h, op, c->id);
-    kvf_mpw_kv_u64(&h->w, field, value);
-    return kvfc_wait(h, kvfc_end(h, c, mark, 1, 0), &w);
+    kvfc_req_ask(&q, h, op, kvfc_plain_reply, &w);
+    kvfc_req_u64(&q, field, value);
+    return kvfc_req_wait(&q, 0, &w);
 }
 
 KVFC_EXPORT int kvferry_free(struct kvferry *h, uint64_t buffer)
@@ -105,9 +72,8 @@ static bool register_reply(struct kvferry *h, struct kvfc_call *c,
 
     if (r->status != 0)
         return true;
-    if (kvf_mp_u64(r->map, "region", 0, UINT64_MAX, &out->number, NULL) != 1) {
-        out->status = -(int)KVF_INTERNAL;
-        out->message = "the daemon's reply to register cannot be read";
+    if (!kvfc_u64(r->map, "region", &out->number)) {
+        kvfc_unreadable(out, "the daemon's reply to register has no region");
         return true;
     }
     region = calloc(1, sizeof *region);
@@ -127,19 +93,16 @@ static int register_once(struct kvferry *h, int fd, uint64_t size, void *addr,
                          uint64_t *region)
 {
     struct kvfc_waiter w;
-    struct kvfc_call *c;
-    size_t mark;
+    struct kvfc_req q;
     int rc;
 
-    c = start(h, register_reply, &w);
-    if (c == NULL)
-        return kvfc_refused(h);
-    c->size = size;
-    c->extra = addr;
-    mark = kvfc_begin(h, "register", c->id);
-    kvf_mpw_kv_u64(&h->w, "fd", (uint64_t)fd);
-    kvf_mpw_kv_u64(&h->w, "size", size);
-    rc = kvfc_wait(h, kvfc_end(h, c, mark, 2, 0), &w);
+    if (kvfc_req_ask(&q, h, "register", register_reply, &w)) {
+        q.c->size = size;
+        q.c->extra = addr;
+    }
+    kvfc_req_u64(&q, "fd", (uint64_t)fd);
+    kvfc_req_u64(&q, "size", size);
+    rc = kvfc_req_wait(&q, 0, &w);
     if (rc == 0)
         *region = w.r.number;
     return rc;
@@ -148,13 +111,14 @@ static int register_once(struct kvferry *h, int fd, uint64_t size, void *addr,
 KVFC_EXPORT int kvferry_register(struct kvferry *h, int fd, uint64_t size,
                                  void *addr, uint64_t *region)
 {
+    unsigned attempt = 0;
     int rc;
 
     if (fd < 0)
         return kvfc_error(h, -KVF_INVALID, "a negative fd");
-    rc = register_once(h, fd, size, addr, region);
-    if (rc == -(int)KVF_STALE && h->rehello) /* as kvferry_alloc */
+    do
         rc = register_once(h, fd, size, addr, region);
+    while (kvfc_again(h, rc, &attempt));
     return rc;
 }
 
@@ -180,19 +144,10 @@ KVFC_EXPORT int kvferry_unregister(struct kvferry *h, uint64_t region)
 KVFC_EXPORT int kvferry_ping_async(struct kvferry *h, kvferry_done_fn fn,
                                    void *user, uint64_t *ticket)
 {
-    struct kvfc_call *c;
-    uint64_t id;
-    int rc;
+    struct kvfc_req q;
 
-    kvfc_ready(h);
-    c = kvfc_call_new(h, kvfc_plain_reply, fn, user);
-    if (c == NULL)
-        return kvfc_refused(h);
-    id = c->id;
-    rc = kvfc_end(h, c, kvfc_begin(h, "ping", c->id), 0, 0);
-    if (rc == 0 && ticket != NULL)
-        *ticket = id;
-    return rc;
+    kvfc_req_begin(&q, h, "ping", kvfc_plain_reply, fn, user);
+    return kvfc_req_send(&q, 0, ticket);
 }
 
 KVFC_EXPORT int kvferry_ping(struct kvferry *h)
@@ -206,16 +161,13 @@ KVFC_EXPORT int kvferry_fail(struct kvferry *h, const char *key,
                              const char *reason)
 {
     struct kvfc_waiter w;
-    struct kvfc_call *c = start(h, kvfc_plain_reply, &w);
-    size_t mark;
+    struct kvfc_req q;
 
-    if (c == NULL)
-        return kvfc_refused(h);
-    mark = kvfc_begin(h, "fail", c->id);
-    kvf_mpw_kv_str(&h->w, "key", key);
+    kvfc_req_ask(&q, h, "fail", kvfc_plain_reply, &w);
+    kvfc_req_str(&q, "key", key);
     if (reason != NULL)
-        kvf_mpw_kv_str(&h->w, "reason", reason);
-    return kvfc_wait(h, kvfc_end(h, c, mark, 1 + (reason != NULL), 0), &w);
+        kvfc_req_str(&q, "reason", reason);
+    return kvfc_req_wait(&q, 0, &w);
 }
 
 static bool count_reply(struct kvferry *h, struct kvfc_call *c,
@@ -224,7 +176,7 @@ static bool count_reply(struct kvferry *h, struct kvfc_call *c,
     (void)h;
     (void)c;
     if (r->status == 0)
-        kvf_mp_u64(r->map, "count", 0, UINT64_MAX, &out->number, NULL);
+        kvfc_u64(r->map, "count", &out->number);
     return true;
 }
 
@@ -232,20 +184,16 @@ KVFC_EXPORT int kvferry_cleanup(struct kvferry *h, const char *request_id,
                                 int from, int to, uint64_t *count)
 {
     struct kvfc_waiter w;
-    struct kvfc_call *c = start(h, count_reply, &w);
-    unsigned n = 1;
-    size_t mark;
+    struct kvfc_req q;
     int rc;
 
-    if (c == NULL)
-        return kvfc_refused(h);
-    mark = kvfc_begin(h, "cleanup", c->id);
-    kvf_mpw_kv_str(&h->w, "request_id", request_id);
+    kvfc_req_ask(&q, h, "cleanup", count_reply, &w);
+    kvfc_req_str(&q, "request_id", request_id);
     if (from >= 0)
-        kvf_mpw_kv_u64(&h->w, "from", (uint64_t)from), n++;
+        kvfc_req_u64(&q, "from", (uint64_t)from);
     if (to >= 0)
-        kvf_mpw_kv_u64(&h->w, "to", (uint64_t)to), n++;
-    rc = kvfc_wait(h, kvfc_end(h, c, mark, n, 0), &w);
+        kvfc_req_u64(&q, "to", (uint64_t)to);
+    rc = kvfc_req_wait(&q, 0, &w);
     if (rc == 0 && count != NULL)
         *count = w.r.number;
     return rc;
@@ -255,35 +203,30 @@ KVFC_EXPORT int kvferry_peer(struct kvferry *h, uint32_t stage, uint32_t rank,
                              uint32_t replica, const char *host, uint16_t port)
 {
     struct kvfc_waiter w;
-    struct kvfc_call *c = start(h, kvfc_plain_reply, &w);
-    size_t mark;
+    struct kvfc_req q;
 
-    if (c == NULL)
-        return kvfc_refused(h);
-    mark = kvfc_begin(h, "peer", c->id);
-    kvf_mpw_kv_u64(&h->w, "stage", stage);
-    kvf_mpw_kv_u64(&h->w, "rank", rank);
-    kvf_mpw_kv_u64(&h->w, "replica", replica);
-    kvf_mpw_kv_str(&h->w, "host", host);
-    kvf_mpw_kv_u64(&h->w, "port", port);
-    return kvfc_wait(h, kvfc_end(h, c, mark, 5, 0), &w);
+    kvfc_req_ask(&q, h, "peer", kvfc_plain_reply, &w);
+    kvfc_req_u64(&q, "stage", stage);
+    kvfc_req_u64(&q, "rank", rank);
+    kvfc_req_u64(&q, "replica", replica);
+    kvfc_req_str(&q, "host", host);
+    kvfc_req_u64(&q, "port", port);
+    return kvfc_req_wait(&q, 0, &w);
 }
 
 KVFC_EXPORT int kvferry_drain(struct kvferry *h, uint64_t timeout_ms)
 {
     struct kvfc_waiter w;
-    struct kvfc_call *c = start(h, kvfc_plain_reply, &w);
-    size_t mark;
+    struct kvfc_req q;
 
-    if (c == NULL)
-        return kvfc_refused(h);
-    mark = kvfc_begin(h, "drain", c->id);
+    kvfc_req_ask(&q, h, "drain", kvfc_plain_reply, &w);
     if (timeout_ms != 0)
-        kvf_mpw_kv_u64(&h->w, "timeout_ms", timeout_ms);
-    return kvfc_wait(h, kvfc_end(h, c, mark, timeout_ms != 0, timeout_ms), &w);
+        kvfc_req_u64(&q, "timeout_ms", timeout_ms);
+    return kvfc_req_wait(&q, timeout_ms, &w);
 }
 
-/* Sent at once and not waited for: the target's own completion tells. */
+/* Sent at once and not waited for: the target's own completion tells. It may be
+ * called from inside a reply, so nobody looks after the session here. */
 KVFC_EXPORT int kvferry_cancel(struct kvferry *h, uint64_t ticket)
 {
     struct kvfc_call *c;
@@ -312,19 +255,18 @@ static bool text_reply(struct kvferry *h, struct kvfc_call *c,
     if (c->number) /* list: the array alone */
         keys = kvf_mp_get(r->map, "keys");
     out->json = keys != NULL ? kvfc_json(keys, true) : NULL;
-    if (out->json == NULL) {
-        out->status = -(int)KVF_INTERNAL;
-        out->message = "the daemon's reply cannot be read";
-    }
+    if (out->json == NULL)
+        kvfc_unreadable(out, "the daemon's reply cannot be read");
     return true;
 }
 
-static int text(struct kvferry *h, struct kvfc_waiter *w, int rc, char **json)
+static int text(struct kvfc_req *q, struct kvfc_waiter *w, char **json)
 {
-    rc = kvfc_wait(h, rc, w);
+    int rc = kvfc_req_wait(q, 0, w);
+
     *json = NULL;
     if (rc == 0 && w->r.json == NULL)
-        return kvfc_error(h, -KVF_INTERNAL, "out of memory");
+        return kvfc_error(q->h, -KVF_INTERNAL, "out of memory");
     if (rc == 0)
         *json = w->r.json;
     return rc;
@@ -334,29 +276,24 @@ KVFC_EXPORT int kvferry_list(struct kvferry *h, const char *prefix,
                              uint64_t limit, char **json)
 {
     struct kvfc_waiter w;
-    struct kvfc_call *c = start(h, text_reply, &w);
-    unsigned n = 0;
-    size_t mark;
+    struct kvfc_req q;
 
-    if (c == NULL)
-        return kvfc_refused(h);
-    c->number = 1;
-    mark = kvfc_begin(h, "list", c->id);
+    if (kvfc_req_ask(&q, h, "list", text_reply, &w))
+        q.c->number = 1;
     if (prefix != NULL && prefix[0] != '\0')
-        kvf_mpw_kv_str(&h->w, "prefix", prefix), n++;
+        kvfc_req_str(&q, "prefix", prefix);
     if (limit != 0)
-        kvf_mpw_kv_u64(&h->w, "limit", limit), n++;
-    return text(h, &w, kvfc_end(h, c, mark, n, 0), json);
+        kvfc_req_u64(&q, "limit", limit);
+    return text(&q, &w, json);
 }
 
 static int plain_text(struct kvferry *h, const char *op, char **json)
 {
     struct kvfc_waiter w;
-    struct kvfc_call *c = start(h, text_reply, &w);
+    struct kvfc_req q;
 
-    if (c == NULL)
-        return kvfc_refused(h);
-    return text(h, &w, kvfc_end(h, c, kvfc_begin(h, op, c->id), 0, 0), json);
+    kvfc_req_ask(&q, h, op, text_reply, &w);
+    return text(&q, &w, json);
 }
 
 KVFC_EXPORT int kvferry_stats(struct kvferry *h, char **json)

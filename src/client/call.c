@@ -383,39 +383,3 @@ KVFC_EXPORT unsigned kvferry_outstanding(const struct kvferry *h)
 {
     return h->n_external;
 }
-
-/* ---- blocking ----------------------------------------------------------- */
-
-void kvfc_waiter_done(struct kvferry *h, void *user,
-                      const struct kvferry_result *r)
-{
-    struct kvfc_waiter *w = user;
-
-    (void)h;
-    w->r = *r;
-    w->r.message = "";
-    if (r->json != NULL)
-        w->r.json = strdup(r->json);
-    w->done = true;
-}
-
-int kvfc_wait(struct kvferry *h, int rc, struct kvfc_waiter *w)
-{
-    if (rc != 0)
-        return rc;
-    while (!w->done)
-        if (kvferry_wait(h, -1) < 0)
-            break;
-    return w->r.status;
-}
-
-/* For requests whose reply says nothing but the status. */
-bool kvfc_plain_reply(struct kvferry *h, struct kvfc_call *c,
-                      struct kvfc_reply *r, struct kvferry_result *out)
-{
-    (void)h;
-    (void)c;
-    (void)r;
-    (void)out;
-    return true;
-}

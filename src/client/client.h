@@ -1,6 +1,7 @@
 /* Inside of libkvferry: one handle, its outstanding calls, its session.
  *
- *   put.c get.c mget.c admin.c   what a request says, what a reply means
+ *   put.c get.c admin.c          what a request says, what a reply means
+ *   req.c                        what all requests and replies share
  *   session.c                    hello, the pool, lost sessions
  *   hold.c                       requests that wait for a session
  *   call.c                       ids, deadlines, exactly one completion
@@ -156,7 +157,8 @@ void kvfc_calls_free(struct kvferry *h);
 /* Puts `{id, op` into h->w; the map is ended by kvfc_end with the number of
  * further pairs. */
 size_t kvfc_begin(struct kvferry *h, const char *op, uint64_t id);
-/* Ends the map and sends it. On failure the call is dropped. */
+/* Ends the map and sends it, for what the library itself asks (hello, ping,
+ * release). On failure the call is dropped. */
 int kvfc_end(struct kvferry *h, struct kvfc_call *c, size_t mark,
              unsigned pairs, uint64_t timeout_ms);
 /* A request about one buffer that nobody waits for: release, free. */
@@ -171,19 +173,71 @@ void kvfc_held_drop(struct kvferry *h, struct kvfc_call *c);
  * callbacks. */
 void kvfc_held_settle(struct kvferry *h, int status, const char *message);
 
-/* Blocking: pass kvfc_waiter_done and &w to the start, then kvfc_wait. */
-struct kvfc_waiter {
+int kvfc_error(struct kvferry *h, int status, const char *fmt, ...)
+    __attribute__((format(printf, 3, 4)));
+/* ---- req.c ---- */
+struct kvfc_req { /* one request of the caller while it is written */
+    struct kvferry *h;
+    struct kvfc_call *c; /* NULL: refused; send and wait tell */
+    size_t mark;
+    unsigned pairs; /* beside op and id; add what you write yourself */
+};
+struct kvfc_waiter { /* what a blocking call waits for */
     bool done;
     struct kvferry_result r;
 };
+/* Looks after the session and begins `op`. False when it is refused: everything
+ * may go on as if it was not, but q->c is NULL. */
+bool kvfc_req_begin(struct kvfc_req *q, struct kvferry *h, const char *op,
+                    kvfc_reply_fn reply, kvferry_done_fn done, void *user);
+/* The same for kvfc_req_wait. */
+bool kvfc_req_ask(struct kvfc_req *q, struct kvferry *h, const char *op,
+                  kvfc_reply_fn reply, struct kvfc_waiter *w);
+void kvfc_req_u64(struct kvfc_req *q, const char *name, uint64_t v);
+void kvfc_req_str(struct kvfc_req *q, const char *name, const char *s);
+void kvfc_req_bool(struct kvfc_req *q, const char *name, bool v);
+void kvfc_req_bin(struct kvfc_req *q, const char *name, const void *p,
+                  size_t len);
+/* timeout_ms as the API has it: 0 is absent, KVFERRY_NO_TIMEOUT is 0. */
+void kvfc_req_timeout(struct kvfc_req *q, uint64_t timeout_ms);
+void kvfc_req_segments(struct kvfc_req *q, const char *name,
+                       const struct kvferry_segment *s, unsigned n);
+/* {stage, rank?, replica?}: the first `fields` of them. */
+void kvfc_req_worker(struct kvfc_req *q, const char *name, unsigned fields,
+                     uint32_t stage, uint32_t rank, uint32_t replica);
+void kvfc_req_place(struct kvfc_req *q, const char *name, const char *host,
+                    uint16_t port);
+/* Sends it: 0, then its callback will come; or a negative status, then not.
+ * timeout_ms as kvfc_call_clock. `ticket` may be NULL. */
+int kvfc_req_send(struct kvfc_req *q, uint64_t timeout_ms, uint64_t *ticket);
+int kvfc_req_send_with(struct kvfc_req *q, const void *payload, size_t len,
+                       uint64_t timeout_ms, uint64_t *ticket);
+/* Sends it and turns the loop until it is answered: its status. */
+int kvfc_req_wait(struct kvfc_req *q, uint64_t timeout_ms,
+                  struct kvfc_waiter *w);
+/* The same in two steps: pass kvfc_waiter_done and &w to an async call, then
+ * its return value here. */
 void kvfc_waiter_done(struct kvferry *h, void *user,
                       const struct kvferry_result *r);
-/* rc: what the start returned. Returns the request's status. */
 int kvfc_wait(struct kvferry *h, int rc, struct kvfc_waiter *w);
-int kvfc_error(struct kvferry *h, int status, const char *fmt, ...)
-    __attribute__((format(printf, 3, 4)));
+/* STALE, because the daemon was restarted between our look and its reply, and
+ * this was the first attempt: once more, with the new session. */
+bool kvfc_again(struct kvferry *h, int rc, unsigned *attempt);
+
+/* Replies whose status says all. */
 bool kvfc_plain_reply(struct kvferry *h, struct kvfc_call *c,
                       struct kvfc_reply *r, struct kvferry_result *out);
+bool kvfc_u64(const msgpack_object *map, const char *name, uint64_t *out);
+/* Untouched when it is absent, no string, or does not fit. */
+void kvfc_text(const msgpack_object *map, const char *name, char *out,
+               size_t cap);
+void kvfc_timing(const msgpack_object *map, struct kvferry_timing *out);
+void kvfc_unreadable(struct kvferry_result *out, const char *message);
+/* `buffer` and `offset` of a reply as memory; b->size is the caller's. False:
+ * *out says why, and b->id is set unless the reply names none. */
+bool kvfc_buffer_reply(struct kvferry *h, const struct kvfc_call *c,
+                       const msgpack_object *map, struct kvferry_buffer *b,
+                       struct kvferry_result *out);
 
 /* ---- session.c ---- */
 int kvfc_hello(struct kvferry *h, kvferry_done_fn done, void *user);
@@ -210,13 +264,9 @@ int kvfc_payload_make(struct kvferry *h, const msgpack_object *map,
                       struct kvferry_payload **out, struct kvf_why *why);
 void kvfc_payloads_orphan(struct kvferry *h);
 
-/* ---- get.c ---- */
-/* Writes the fields of a get; returns the number of pairs, or a negative
- * status. *timeout_ms: what the request says, or `fallback_ms`. */
-int kvfc_get_fields(struct kvferry *h, const char *key,
-                    const struct kvferry_get_options *o);
-void kvfc_write_segments(struct kvf_mpw *w, const char *name,
-                         const struct kvferry_segment *s, unsigned n);
+/* ---- put.c ---- */
+void kvfc_put_fields(struct kvfc_req *q, const char *key,
+                     const struct kvferry_put_options *o);
 
 /* ---- json.c ---- */
 /* JSON text of a MessagePack value, to be freed; NULL without memory. Bytes are

@@ -9,20 +9,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-void kvfc_write_segments(struct kvf_mpw *w, const char *name,
-                         const struct kvferry_segment *s, unsigned n)
-{
-    kvf_mpw_str(w, name);
-    kvf_mpw_array(w, n);
-    for (unsigned i = 0; i < n; i++) {
-        kvf_mpw_map(w, 2 + (s[i].length != 0));
-        kvf_mpw_kv_u64(w, s[i].is_region ? "region" : "buffer", s[i].id);
-        kvf_mpw_kv_u64(w, "offset", s[i].offset);
-        if (s[i].length != 0)
-            kvf_mpw_kv_u64(w, "length", s[i].length);
-    }
-}
-
 static void write_metadata(struct kvf_mpw *w, const struct kvferry_metadata *m)
 {
     bool place = m->source_host[0] != '\0';
@@ -42,61 +28,37 @@ static void write_metadata(struct kvf_mpw *w, const struct kvferry_metadata *m)
         kvf_mpw_kv_bin(w, "incarnation", m->incarnation, 16);
 }
 
-static unsigned write_where(struct kvf_mpw *w,
-                            const struct kvferry_get_options *o)
+static void write_where(struct kvfc_req *q, const struct kvferry_get_options *o)
 {
-    unsigned n = 0;
-
-    if (o->from_fields != 0) {
-        unsigned f = o->from_fields > 3 ? 3 : o->from_fields;
-
-        kvf_mpw_str(w, "from");
-        kvf_mpw_map(w, f);
-        kvf_mpw_kv_u64(w, "stage", o->from_stage);
-        if (f > 1)
-            kvf_mpw_kv_u64(w, "rank", o->from_rank);
-        if (f > 2)
-            kvf_mpw_kv_u64(w, "replica", o->from_replica);
-        n++;
-    }
-    if (o->source_host != NULL) {
-        kvf_mpw_str(w, "source");
-        kvf_mpw_map(w, 2);
-        kvf_mpw_kv_str(w, "host", o->source_host);
-        kvf_mpw_kv_u64(w, "port", o->source_port);
-        n++;
-    }
+    if (o->from_fields != 0)
+        kvfc_req_worker(q, "from", o->from_fields, o->from_stage, o->from_rank,
+                        o->from_replica);
+    if (o->source_host != NULL)
+        kvfc_req_place(q, "source", o->source_host, o->source_port);
     if (o->metadata != NULL) {
-        write_metadata(w, o->metadata);
-        n++;
+        write_metadata(&q->h->w, o->metadata);
+        q->pairs++;
     }
-    return n;
 }
 
-int kvfc_get_fields(struct kvferry *h, const char *key,
-                    const struct kvferry_get_options *o)
+static void get_fields(struct kvfc_req *q, const char *key,
+                       const struct kvferry_get_options *o)
 {
     static const char *const modes[] = {"auto", "view", "copy", "inline"};
-    struct kvf_mpw *w = &h->w;
-    unsigned n = 1;
 
-    kvf_mpw_kv_str(w, "key", key);
+    kvfc_req_str(q, "key", key);
     if (o == NULL)
-        return (int)n;
-    n += write_where(w, o);
+        return;
+    write_where(q, o);
     if (o->generation != 0)
-        kvf_mpw_kv_u64(w, "generation", o->generation), n++;
-    if (o->timeout_ms != 0)
-        kvf_mpw_kv_u64(w, "timeout_ms",
-                       o->timeout_ms == KVFERRY_NO_TIMEOUT ? 0 : o->timeout_ms),
-            n++;
+        kvfc_req_u64(q, "generation", o->generation);
+    kvfc_req_timeout(q, o->timeout_ms);
     if (o->no_wait)
-        kvf_mpw_kv_bool(w, "wait", false), n++;
+        kvfc_req_bool(q, "wait", false);
     if (o->n_into != 0)
-        kvfc_write_segments(w, "into", o->into, o->n_into), n++;
+        kvfc_req_segments(q, "into", o->into, o->n_into);
     else if (o->mode != KVFERRY_AUTO && o->mode <= KVFERRY_INLINE)
-        kvf_mpw_kv_str(w, "mode", modes[o->mode]), n++;
-    return (int)n;
+        kvfc_req_str(q, "mode", modes[o->mode]);
 }
 
 /* A reply, or one of an mget's results, as a payload. */
@@ -143,47 +105,41 @@ KVFC_EXPORT int kvferry_get_async(struct kvferry *h, const char *key,
                                   kvferry_done_fn fn, void *user,
                                   uint64_t *ticket)
 {
-    struct kvfc_call *c;
-    size_t mark;
-    uint64_t id;
-    int rc;
+    struct kvfc_req q;
 
-    kvfc_ready(h);
-    c = kvfc_call_new(h, get_reply, fn, user);
-    if (c == NULL)
-        return kvfc_refused(h);
-    id = c->id;
-    c->verify = o != NULL && o->verify;
-    mark = kvfc_begin(h, "get", c->id);
-    rc = kvfc_get_fields(h, key, o);
-    rc = kvfc_end(h, c, mark, (unsigned)rc, bound(o));
-    if (rc == 0 && ticket != NULL)
-        *ticket = id;
-    return rc;
+    if (kvfc_req_begin(&q, h, "get", get_reply, fn, user))
+        q.c->verify = o != NULL && o->verify;
+    get_fields(&q, key, o);
+    return kvfc_req_send(&q, bound(o), ticket);
+}
+
+/* STALE may be about the generation; again only if it was about a session that
+ * a hello can renew, and no memory of it is named. */
+static bool names_what_may_be_stale(const struct kvferry_get_options *o)
+{
+    return o != NULL &&
+           (o->n_into != 0 || o->generation != 0 || o->metadata != NULL);
 }
 
 KVFC_EXPORT int kvferry_get(struct kvferry *h, const char *key,
                             const struct kvferry_get_options *o,
                             struct kvferry_payload **out)
 {
-    int rc = 0;
+    struct kvfc_waiter w;
+    unsigned attempt = 0;
+    bool had_session;
+    int rc;
 
     *out = NULL;
-    for (int attempt = 0; attempt < 2; attempt++) {
-        struct kvfc_waiter w = {.done = false};
-        uint64_t epoch = h->s.epoch;
-
+    do {
+        had_session = h->s.epoch != 0;
+        w.done = false;
         rc = kvferry_get_async(h, key, o, kvfc_waiter_done, &w, NULL);
         rc = kvfc_wait(h, rc, &w);
-        if (rc == 0)
-            *out = w.r.payload;
-        /* STALE may be about the generation; again only if it was about a
-         * session that a hello can renew, and no memory of it is named. */
-        if (rc != -(int)KVF_STALE || !h->rehello || epoch == 0 ||
-            (o != NULL &&
-             (o->n_into != 0 || o->generation != 0 || o->metadata != NULL)))
-            break;
-    }
+    } while (had_session && !names_what_may_be_stale(o) &&
+             kvfc_again(h, rc, &attempt));
+    if (rc == 0)
+        *out = w.r.payload;
     return rc;
 }
 
@@ -227,8 +183,7 @@ static void take_item(struct kvferry *h, struct kvferry_mget_item *it,
         take(h, map, frame, *at, it->options.verify, &it->payload, &why);
     if (it->status != 0)
         snprintf(it->message, sizeof it->message, "%.159s", why.text);
-    if (kvf_mp_get(map, "segments") == NULL &&
-        kvf_mp_u64(map, "size", 0, UINT64_MAX, &size, NULL) == 1)
+    if (kvf_mp_get(map, "segments") == NULL && kvfc_u64(map, "size", &size))
         *at += size;
     if (!top_ok)
         kvferry_release(&it->payload);
@@ -256,41 +211,40 @@ static bool mget_reply(struct kvferry *h, struct kvfc_call *c,
     return true;
 }
 
+static void mget_fields(struct kvfc_req *q, const struct kvferry_mget_item *it)
+{
+    unsigned before = q->pairs;
+    size_t at = kvf_mpw_map_begin(&q->h->w);
+
+    get_fields(q, it->key, &it->options);
+    kvf_mpw_map_end(&q->h->w, at, q->pairs - before);
+    q->pairs = before;
+}
+
 KVFC_EXPORT int kvferry_mget(struct kvferry *h, struct kvferry_mget_item *items,
                              unsigned n, uint64_t timeout_ms,
                              bool all_or_nothing)
 {
-    struct kvfc_waiter w = {.done = false};
+    struct kvfc_waiter w;
     struct mget g = {items, n};
-    unsigned pairs = 1;
-    struct kvfc_call *c;
+    struct kvfc_req q;
     uint64_t longest = timeout_ms == 0 ? KVFERRY_NO_TIMEOUT : timeout_ms;
-    size_t mark, at;
 
-    kvfc_ready(h);
-    c = kvfc_call_new(h, mget_reply, kvfc_waiter_done, &w);
-    if (c == NULL)
-        return kvfc_refused(h);
-    c->extra = &g;
-    mark = kvfc_begin(h, "mget", c->id);
+    if (kvfc_req_ask(&q, h, "mget", mget_reply, &w))
+        q.c->extra = &g;
     kvf_mpw_str(&h->w, "gets");
     kvf_mpw_array(&h->w, n);
+    q.pairs++;
     for (unsigned i = 0; i < n; i++) {
         items[i].status = -(int)KVF_INTERNAL;
         items[i].payload = NULL;
         items[i].message[0] = '\0';
-        at = kvf_mpw_map_begin(&h->w);
-        kvf_mpw_map_end(
-            &h->w, at,
-            (unsigned)kvfc_get_fields(h, items[i].key, &items[i].options));
+        mget_fields(&q, &items[i]);
         if (items[i].options.timeout_ms > longest)
             longest = items[i].options.timeout_ms;
     }
-    if (timeout_ms != 0)
-        kvf_mpw_kv_u64(&h->w, "timeout_ms",
-                       timeout_ms == KVFERRY_NO_TIMEOUT ? 0 : timeout_ms),
-            pairs++;
+    kvfc_req_timeout(&q, timeout_ms);
     if (all_or_nothing)
-        kvf_mpw_kv_bool(&h->w, "all_or_nothing", true), pairs++;
-    return kvfc_wait(h, kvfc_end(h, c, mark, pairs, longest), &w);
+        kvfc_req_bool(&q, "all_or_nothing", true);
+    return kvfc_req_wait(&q, longest, &w);
 }

@@ -55,10 +55,9 @@ static int add_piece(struct kvferry *h, struct kvferry_payload *p,
     size_t len;
     int rc;
 
-    if (kvf_mp_u64(seg, "offset", 0, UINT64_MAX, &offset, why) != 1 ||
-        kvf_mp_u64(seg, "length", 0, UINT64_MAX, &length, why) != 1)
+    if (!kvfc_u64(seg, "offset", &offset) || !kvfc_u64(seg, "length", &length))
         return kvf_fail(why, KVF_INTERNAL, "a segment cannot be read");
-    if (kvf_mp_u64(seg, "region", 0, UINT64_MAX, &region, NULL) == 1) {
+    if (kvfc_u64(seg, "region", &region)) {
         if (region_piece(h, region, offset, length, piece) != 0)
             return kvf_fail(why, KVF_INTERNAL, "a segment outside its region");
         p->n_pieces++;
@@ -127,42 +126,23 @@ static int add_inline(struct kvferry_payload *p, zmq_msg_t *frame, uint64_t at,
     return 0;
 }
 
-static void read_text(const msgpack_object *map, const char *key, char *out,
-                      size_t cap)
-{
-    const char *s;
-    size_t len;
-
-    if (kvf_mp_str(map, key, 0, cap - 1, &s, &len, NULL) == 1)
-        memcpy(out, s, len);
-}
-
 static void read_figures(struct kvferry_payload *p, const msgpack_object *map)
 {
-    const msgpack_object *t;
     const void *meta;
     uint64_t attempts = 1;
 
-    kvf_mp_u64(map, "generation", 0, UINT64_MAX, &p->generation, NULL);
+    kvfc_u64(map, "generation", &p->generation);
     kvf_mp_u64(map, "attempts", 0, UINT32_MAX, &attempts, NULL);
     p->attempts = (unsigned)attempts;
-    p->has_checksum =
-        kvf_mp_u64(map, "checksum", 0, UINT64_MAX, &p->checksum, NULL) == 1;
-    read_text(map, "mode", p->mode, sizeof p->mode);
-    read_text(map, "transport", p->transport, sizeof p->transport);
+    p->has_checksum = kvfc_u64(map, "checksum", &p->checksum);
+    kvfc_text(map, "mode", p->mode, sizeof p->mode);
+    kvfc_text(map, "transport", p->transport, sizeof p->transport);
     if (kvf_mp_bin(map, "meta", 1, 1u << 24, &meta, &p->meta_len, NULL) == 1 &&
         (p->meta = malloc(p->meta_len)) != NULL)
         memcpy(p->meta, meta, p->meta_len);
     if (p->meta == NULL)
         p->meta_len = 0;
-    if (kvf_mp_map(map, "timing", &t, NULL) == 1) {
-#define US(name) kvf_mp_u64(t, #name, 0, UINT64_MAX, &p->timing.name, NULL)
-        US(lookup_us);
-        US(wait_us);
-        US(transfer_us);
-        US(total_us);
-#undef US
-    }
+    kvfc_timing(map, &p->timing);
 }
 
 int kvfc_payload_make(struct kvferry *h, const msgpack_object *map,
@@ -182,9 +162,8 @@ int kvfc_payload_make(struct kvferry *h, const msgpack_object *map,
     if (p->next != NULL)
         p->next->prev = &p->next;
     h->payloads = p;
-    p->has_buffer =
-        kvf_mp_u64(map, "buffer", 0, UINT64_MAX, &p->buffer, NULL) == 1;
-    if (kvf_mp_u64(map, "size", 0, UINT64_MAX, &p->size, NULL) != 1)
+    p->has_buffer = kvfc_u64(map, "buffer", &p->buffer);
+    if (!kvfc_u64(map, "size", &p->size))
         rc = kvf_fail(why, KVF_INTERNAL, "a reply without size");
     else if (frame != NULL && !p->has_buffer &&
              kvf_mp_get(map, "segments") == NULL)

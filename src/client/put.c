@@ -8,47 +8,40 @@
 #include <stdlib.h>
 #include <string.h>
 
-static unsigned put_fields(struct kvferry *h, const char *key,
-                           const struct kvferry_put_options *o)
+void kvfc_put_fields(struct kvfc_req *q, const char *key,
+                     const struct kvferry_put_options *o)
 {
-    struct kvf_mpw *w = &h->w;
-    unsigned n = 1;
-
-    kvf_mpw_kv_str(w, "key", key);
+    kvfc_req_str(q, "key", key);
     if (o == NULL)
-        return n;
+        return;
     if (o->ttl_ms != 0)
-        kvf_mpw_kv_u64(w, "ttl_ms", o->ttl_ms), n++;
+        kvfc_req_u64(q, "ttl_ms", o->ttl_ms);
     if (o->readers != 0)
-        kvf_mpw_kv_u64(w, "readers",
-                       o->readers == KVFERRY_READERS_ANY ? 0 : o->readers),
-            n++;
+        kvfc_req_u64(q, "readers",
+                     o->readers == KVFERRY_READERS_ANY ? 0 : o->readers);
     if (o->reject_duplicate)
-        kvf_mpw_kv_str(w, "on_duplicate", "reject"), n++;
+        kvfc_req_str(q, "on_duplicate", "reject");
     if (o->checksum)
-        kvf_mpw_kv_bool(w, "checksum", true), n++;
+        kvfc_req_bool(q, "checksum", true);
     if (o->notify)
-        kvf_mpw_kv_bool(w, "notify", true), n++;
+        kvfc_req_bool(q, "notify", true);
     if (o->meta_len != 0)
-        kvf_mpw_kv_bin(w, "meta", o->meta, o->meta_len), n++;
-    return n;
+        kvfc_req_bin(q, "meta", o->meta, o->meta_len);
 }
 
 static void read_put(const msgpack_object *map, struct kvferry_put_result *r)
 {
     const msgpack_object *m;
     const void *inc;
-    const char *s;
     uint64_t port = 0;
     size_t len;
 
-    kvf_mp_u64(map, "size", 0, UINT64_MAX, &r->size, NULL);
-    kvf_mp_u64(map, "generation", 0, UINT64_MAX, &r->generation, NULL);
+    kvfc_u64(map, "size", &r->size);
+    kvfc_u64(map, "generation", &r->generation);
     if (kvf_mp_map(map, "metadata", &m, NULL) != 1)
         return;
-    if (kvf_mp_str(m, "source_host", 0, sizeof r->metadata.source_host - 1, &s,
-                   &len, NULL) == 1)
-        memcpy(r->metadata.source_host, s, len);
+    kvfc_text(m, "source_host", r->metadata.source_host,
+              sizeof r->metadata.source_host);
     kvf_mp_u64(m, "source_port", 0, UINT16_MAX, &port, NULL);
     r->metadata.source_port = (uint16_t)port;
     r->metadata.data_size = r->size;
@@ -73,33 +66,24 @@ static bool put_reply(struct kvferry *h, struct kvfc_call *c,
 static bool put_alloc_reply(struct kvferry *h, struct kvfc_call *c,
                             struct kvfc_reply *r, struct kvferry_result *out)
 {
-    uint64_t buffer, offset;
-    size_t mark;
+    struct kvferry_buffer b = {.size = c->size};
+    struct kvfc_req q = {.h = h, .c = c, .pairs = c->body_pairs};
 
     if (r->status != 0)
         return true;
-    if (kvf_mp_u64(r->map, "buffer", 0, UINT64_MAX, &buffer, NULL) != 1 ||
-        kvf_mp_u64(r->map, "offset", 0, UINT64_MAX, &offset, NULL) != 1) {
-        out->status = -(int)KVF_INTERNAL;
-        out->message = "the daemon's reply to alloc cannot be read";
+    if (!kvfc_buffer_reply(h, c, r->map, &b, out)) {
+        if (out->status == -(int)KVF_UNSUPPORTED)
+            kvfc_forget(h, "free", b.id);
         return true;
     }
-    if (c->abandoned || h->s.pool == NULL || offset > h->s.pool->size ||
-        c->size > h->s.pool->size - offset) {
-        kvfc_forget(h, "free", buffer);
-        out->status = -(int)KVF_UNSUPPORTED;
-        out->message = "this session cannot map the daemon's pool";
-        return true;
-    }
-    memcpy(h->s.pool->base + offset, c->data, c->size);
-    c->number = buffer;
+    memcpy(b.data, c->data, c->size);
+    c->number = b.id;
     c->epoch = h->s.epoch;
     c->reply = put_reply;
-    mark = kvfc_begin(h, "put", c->id);
+    q.mark = kvfc_begin(h, "put", c->id);
     kvf_mpw_raw(&h->w, c->body, c->body_len);
-    kvfc_write_segments(&h->w, "segments",
-                        &(struct kvferry_segment){.id = buffer}, 1);
-    kvf_mpw_map_end(&h->w, mark, c->body_pairs + 3);
+    kvfc_req_segments(&q, "segments", &(struct kvferry_segment){.id = b.id}, 1);
+    kvf_mpw_map_end(&h->w, q.mark, q.pairs + 2);
     out->status = kvfc_call_send(h, c, NULL, 0);
     if (out->status != 0) {
         out->message = h->error;
@@ -109,45 +93,43 @@ static bool put_alloc_reply(struct kvferry *h, struct kvfc_call *c,
     return false;
 }
 
-static int start_inline(struct kvferry *h, struct kvfc_call *c, const char *key,
-                        const void *data, size_t size,
+/* The fields of the put are written first, and kept until its buffer is there:
+ * they may point to what is the caller's only until we return. */
+static bool keep_fields(struct kvfc_req *q, const char *key,
                         const struct kvferry_put_options *o)
 {
-    size_t mark = kvfc_begin(h, "put", c->id);
-    unsigned n = put_fields(h, key, o);
-    int rc;
+    struct kvf_mpw *w = &q->h->w;
+    struct kvfc_call *c = q->c;
 
-    kvf_mpw_map_end(&h->w, mark, n + 2);
-    rc = kvfc_call_send(h, c, data, size);
-    if (rc != 0) {
-        kvfc_call_drop(h, c);
-        return rc;
-    }
-    kvfc_call_clock(h, c, 0);
-    return 0;
+    kvf_mpw_reset(w);
+    kvfc_put_fields(q, key, o);
+    c->body_pairs = q->pairs;
+    c->body_len = w->buf.size;
+    c->body = w->failed ? NULL : malloc(c->body_len);
+    if (c->body == NULL)
+        return false;
+    memcpy(c->body, w->buf.data, c->body_len);
+    return true;
 }
 
-static int start_large(struct kvferry *h, struct kvfc_call *c, const char *key,
-                       const void *data, size_t size,
-                       const struct kvferry_put_options *o)
+static int put_large(struct kvferry *h, const char *key, const void *data,
+                     size_t size, const struct kvferry_put_options *o,
+                     kvferry_done_fn fn, void *user, uint64_t *ticket)
 {
-    size_t mark;
+    struct kvfc_req q;
 
-    kvf_mpw_reset(&h->w);
-    c->body_pairs = put_fields(h, key, o);
-    c->body_len = h->w.buf.size;
-    c->body = h->w.failed ? NULL : malloc(c->body_len);
-    if (c->body == NULL) {
-        kvfc_call_drop(h, c);
+    if (!kvfc_req_begin(&q, h, "put", put_alloc_reply, fn, user))
+        return kvfc_refused(h);
+    q.c->data = data;
+    q.c->size = size;
+    if (!keep_fields(&q, key, o)) {
+        kvfc_call_drop(h, q.c);
         return kvfc_error(h, -KVF_INTERNAL, "out of memory");
     }
-    memcpy(c->body, h->w.buf.data, c->body_len);
-    c->data = data;
-    c->size = size;
-    c->reply = put_alloc_reply;
-    mark = kvfc_begin(h, "alloc", c->id);
-    kvf_mpw_kv_u64(&h->w, "size", size);
-    return kvfc_end(h, c, mark, 1, 0);
+    q.mark = kvfc_begin(h, "alloc", q.c->id);
+    q.pairs = 0;
+    kvfc_req_u64(&q, "size", size);
+    return kvfc_req_send(&q, 0, ticket);
 }
 
 KVFC_EXPORT int kvferry_put_async(struct kvferry *h, const char *key,
@@ -156,23 +138,16 @@ KVFC_EXPORT int kvferry_put_async(struct kvferry *h, const char *key,
                                   kvferry_done_fn fn, void *user,
                                   uint64_t *ticket)
 {
-    struct kvfc_call *c;
-    uint64_t id;
-    int rc;
+    struct kvfc_req q;
 
     if (size == 0)
         return kvfc_error(h, -KVF_INVALID, "nothing to put: size 0");
     kvfc_ready(h);
-    c = kvfc_call_new(h, put_reply, fn, user);
-    if (c == NULL)
-        return kvfc_refused(h);
-    id = c->id;
-    rc = size <= h->info.inline_max || !h->s.open
-             ? start_inline(h, c, key, data, size, o)
-             : start_large(h, c, key, data, size, o);
-    if (rc == 0 && ticket != NULL)
-        *ticket = id;
-    return rc;
+    if (size > h->info.inline_max && h->s.open)
+        return put_large(h, key, data, size, o, fn, user, ticket);
+    kvfc_req_begin(&q, h, "put", put_reply, fn, user);
+    kvfc_put_fields(&q, key, o);
+    return kvfc_req_send_with(&q, data, size, 0, ticket);
 }
 
 KVFC_EXPORT int
@@ -181,23 +156,12 @@ kvferry_put_segments_async(struct kvferry *h, const char *key,
                            const struct kvferry_put_options *o,
                            kvferry_done_fn fn, void *user, uint64_t *ticket)
 {
-    struct kvfc_call *c;
-    size_t mark;
-    uint64_t id;
-    int rc;
+    struct kvfc_req q;
 
-    kvfc_ready(h);
-    c = kvfc_call_new(h, put_reply, fn, user);
-    if (c == NULL)
-        return kvfc_refused(h);
-    id = c->id;
-    mark = kvfc_begin(h, "put", c->id);
-    rc = (int)put_fields(h, key, o);
-    kvfc_write_segments(&h->w, "segments", segments, n);
-    rc = kvfc_end(h, c, mark, (unsigned)rc + 1, 0);
-    if (rc == 0 && ticket != NULL)
-        *ticket = id;
-    return rc;
+    kvfc_req_begin(&q, h, "put", put_reply, fn, user);
+    kvfc_put_fields(&q, key, o);
+    kvfc_req_segments(&q, "segments", segments, n);
+    return kvfc_req_send(&q, 0, ticket);
 }
 
 KVFC_EXPORT int kvferry_put_segments(struct kvferry *h, const char *key,
@@ -221,20 +185,20 @@ KVFC_EXPORT int kvferry_put(struct kvferry *h, const char *key,
                             const struct kvferry_put_options *o,
                             struct kvferry_put_result *r)
 {
+    struct kvfc_waiter w;
     int rc = 0;
 
     /* STALE: the daemon was restarted while we were away. Nothing was
      * published, and the second attempt begins with a new session. */
     for (int attempt = 0; attempt < 2; attempt++) {
-        struct kvfc_waiter w = {.done = false};
-
+        w.done = false;
         rc = kvferry_put_async(h, key, data, size, o, kvfc_waiter_done, &w,
                                NULL);
         rc = kvfc_wait(h, rc, &w);
-        if (rc == 0 && r != NULL)
-            *r = w.r.put;
         if (rc != -(int)KVF_STALE)
             break;
     }
+    if (rc == 0 && r != NULL)
+        *r = w.r.put;
     return rc;
 }

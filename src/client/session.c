@@ -78,18 +78,6 @@ void kvfc_ready(struct kvferry *h)
 
 /* ---- what hello told ---------------------------------------------------- */
 
-static void copy_text(const msgpack_object *map, const char *key, char *out,
-                      size_t cap)
-{
-    const char *s;
-    size_t len;
-
-    if (kvf_mp_str(map, key, 0, cap - 1, &s, &len, NULL) == 1) {
-        memcpy(out, s, len);
-        out[len] = '\0';
-    }
-}
-
 static void copy_u32(const msgpack_object *map, const char *key, uint32_t *out)
 {
     uint64_t v;
@@ -124,14 +112,14 @@ static void read_info(struct kvferry_info *i, const msgpack_object *map)
     const msgpack_object *limits;
     long long pid;
 
-    copy_text(map, "server", i->server, sizeof i->server);
-    copy_text(map, "cluster", i->cluster, sizeof i->cluster);
+    kvfc_text(map, "server", i->server, sizeof i->server);
+    kvfc_text(map, "cluster", i->cluster, sizeof i->cluster);
     copy_u32(map, "stage", &i->stage);
     copy_u32(map, "rank", &i->rank);
     copy_u32(map, "replica", &i->replica);
     read_transports(map, i);
     if (kvf_mp_map(map, "limits", &limits, NULL) == 1) {
-#define LIMIT(name) kvf_mp_u64(limits, #name, 0, UINT64_MAX, &i->name, NULL)
+#define LIMIT(name) kvfc_u64(limits, #name, &i->name)
         LIMIT(max_key);
         LIMIT(max_meta);
         LIMIT(max_segments);
@@ -161,8 +149,8 @@ static int read_session(struct kvferry *h, const msgpack_object *map,
     memcpy(i->incarnation, inc, KVF_ID_LEN);
     i->pool_path[0] = '\0';
     if (kvf_mp_map(map, "pool", &pool, NULL) == 1) {
-        copy_text(pool, "path", i->pool_path, sizeof i->pool_path);
-        kvf_mp_u64(pool, "size", 0, UINT64_MAX, &i->pool_size, NULL);
+        kvfc_text(pool, "path", i->pool_path, sizeof i->pool_path);
+        kvfc_u64(pool, "size", &i->pool_size);
     }
     read_info(i, map);
     s->open = true;
