@@ -42,7 +42,7 @@ struct kvferry_payload; /* what a get brought; ends with kvferry_release */
 /* ---- opening ------------------------------------------------------------ */
 
 /* Events of the daemon. `json` is the event's whole map as JSON text, valid
- * during the call; `name` is "retired", "peer", ... */
+ * during the call; `name` is "retired", "written", "peer", ... */
 typedef void (*kvferry_event_fn)(struct kvferry *h, void *user,
                                  const char *name, const char *json);
 
@@ -228,6 +228,87 @@ size_t kvferry_payload_copy(const struct kvferry_payload *p, uint64_t offset,
  * for the daemon. A view counts as read from here on. */
 void kvferry_release(struct kvferry_payload **p);
 
+/* ---- push, windows ------------------------------------------------------ */
+
+/* Which worker: by its stage, as the config or kvferry_peer knows it, or by the
+ * place of its daemon's metadata port. */
+struct kvferry_target {
+    unsigned to_fields; /* 1: stage, 2: and rank, 3: and replica; 0: host */
+    uint32_t stage, rank, replica;
+    const char *host;
+    uint16_t port;
+};
+
+/* What a transfer without a payload tells. */
+struct kvferry_transfer {
+    uint64_t size;
+    uint64_t generation; /* push: the receiver's */
+    char transport[16];  /* "shm", "tcp", "rdma", "eager", "local" */
+    unsigned attempts;   /* also when it failed and the daemon said so */
+    struct kvferry_timing timing;
+};
+
+struct kvferry_push_options {
+    struct kvferry_put_options put; /* notify is refused; ttl_ms 0: the
+                                       receiver's put_ttl_ms */
+    struct kvferry_target to;
+    uint64_t timeout_ms; /* 0: the daemon's default; KVFERRY_NO_TIMEOUT */
+};
+
+/* Publishes a copy of `size` bytes under `key` at another worker's daemon, in
+ * its pool: a get there finds it locally. OK means that it lies there, whole.
+ * `o` names the receiver; `r` may be NULL. -KVF_NO_SPACE is the receiver's. A
+ * push that failed may be tried again: it is never published twice. */
+int kvferry_push(struct kvferry *h, const char *key, const void *data,
+                 size_t size, const struct kvferry_push_options *o,
+                 struct kvferry_transfer *r);
+/* The same from memory in place, which stays yours; do not change it before
+ * the answer. */
+int kvferry_push_segments(struct kvferry *h, const char *key,
+                          const struct kvferry_segment *segments, unsigned n,
+                          const struct kvferry_push_options *o,
+                          struct kvferry_transfer *r);
+
+/* Memory of this engine that other workers write to and read from. */
+struct kvferry_window {
+    uint64_t id;
+    uint64_t size;
+    void *data;      /* NULL: a region that was registered without an address */
+    uint64_t memory; /* buffer or region, to be named in segments */
+    uint64_t offset; /* of a buffer: where it lies in the pool's file */
+};
+/* Exposes new memory of the pool, or a whole region, under a name that is free
+ * in this daemon (-KVF_EXISTS). It lasts until kvferry_unexpose or the end of
+ * the session. The bytes of new memory are undefined. */
+int kvferry_expose(struct kvferry *h, const char *name, uint64_t size,
+                   bool writable, struct kvferry_window *out);
+int kvferry_expose_region(struct kvferry *h, const char *name, uint64_t region,
+                          bool writable, struct kvferry_window *out);
+/* Memory of the pool goes with it; do not touch it from here on. */
+int kvferry_unexpose(struct kvferry *h, uint64_t window);
+
+struct kvferry_window_options { /* write and read */
+    struct kvferry_target to;
+    uint64_t timeout_ms; /* as in a push */
+    const void *notify;  /* not NULL: the window's owner gets the event
+                            "written" with these bytes (as hex), once, after
+                            the transfer. May be empty */
+    size_t notify_len;
+};
+/* One-sided transfers between segments here and one range of a window there,
+ * from target_offset on, as long as all segments together. OK: the bytes are in
+ * place. -KVF_NOT_FOUND no such window, -KVF_DENIED not writable, -KVF_INVALID
+ * out of bounds: nothing has moved then. After other failures what was to be
+ * filled is undefined. Many small blocks are best one request. */
+int kvferry_write(struct kvferry *h, const char *window, uint64_t target_offset,
+                  const struct kvferry_segment *segments, unsigned n,
+                  const struct kvferry_window_options *o,
+                  struct kvferry_transfer *r);
+int kvferry_read(struct kvferry *h, const char *window, uint64_t target_offset,
+                 const struct kvferry_segment *segments, unsigned n,
+                 const struct kvferry_window_options *o,
+                 struct kvferry_transfer *r);
+
 /* ---- the rest ----------------------------------------------------------- */
 
 int kvferry_ping(struct kvferry *h);
@@ -256,6 +337,7 @@ struct kvferry_result {
     struct kvferry_buffer buffer;    /* alloc */
     uint64_t number; /* region of register, count of cleanup and cancel */
     char *json;      /* list, stats, health: freed after the callback */
+    struct kvferry_transfer transfer; /* push, write, read */
 };
 /* Called exactly once for each request that was accepted (async call returned
  * 0), from kvferry_process, a blocking call, or kvferry_close; never from
@@ -281,7 +363,8 @@ int kvferry_wait(struct kvferry *h, int timeout_ms);
 unsigned kvferry_outstanding(const struct kvferry *h);
 
 /* `ticket` (may be NULL) names the request for kvferry_cancel. The data of
- * kvferry_put_async must stay until the callback; everything else is copied. */
+ * kvferry_put_async and kvferry_push_async must stay until the callback;
+ * everything else is copied. */
 int kvferry_put_async(struct kvferry *h, const char *key, const void *data,
                       size_t size, const struct kvferry_put_options *o,
                       kvferry_done_fn fn, void *user, uint64_t *ticket);
@@ -297,6 +380,25 @@ int kvferry_alloc_async(struct kvferry *h, uint64_t size, kvferry_done_fn fn,
                         void *user, uint64_t *ticket);
 int kvferry_ping_async(struct kvferry *h, kvferry_done_fn fn, void *user,
                        uint64_t *ticket);
+int kvferry_push_async(struct kvferry *h, const char *key, const void *data,
+                       size_t size, const struct kvferry_push_options *o,
+                       kvferry_done_fn fn, void *user, uint64_t *ticket);
+int kvferry_push_segments_async(struct kvferry *h, const char *key,
+                                const struct kvferry_segment *segments,
+                                unsigned n,
+                                const struct kvferry_push_options *o,
+                                kvferry_done_fn fn, void *user,
+                                uint64_t *ticket);
+int kvferry_write_async(struct kvferry *h, const char *window,
+                        uint64_t target_offset,
+                        const struct kvferry_segment *segments, unsigned n,
+                        const struct kvferry_window_options *o,
+                        kvferry_done_fn fn, void *user, uint64_t *ticket);
+int kvferry_read_async(struct kvferry *h, const char *window,
+                       uint64_t target_offset,
+                       const struct kvferry_segment *segments, unsigned n,
+                       const struct kvferry_window_options *o,
+                       kvferry_done_fn fn, void *user, uint64_t *ticket);
 /* Asks the daemon to give up; the request's own callback still comes, with
  * -KVF_CANCELLED unless it finished before. Does not block. */
 int kvferry_cancel(struct kvferry *h, uint64_t ticket);

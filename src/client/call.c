@@ -253,9 +253,10 @@ static bool forget_reply(struct kvferry *h, struct kvfc_call *c,
 
 static int forget_send(struct kvferry *h, struct kvfc_call *c)
 {
-    size_t mark = kvfc_begin(h, c->body_pairs ? "free" : "release", c->id);
+    size_t mark = kvfc_begin(h, c->op, c->id);
 
-    kvf_mpw_kv_u64(&h->w, "buffer", c->number);
+    kvf_mpw_kv_u64(&h->w, strcmp(c->op, "unexpose") ? "buffer" : "window",
+                   c->number);
     return kvfc_end(h, c, mark, 1, 0);
 }
 
@@ -265,21 +266,21 @@ static bool forget_reply(struct kvferry *h, struct kvfc_call *c,
                          struct kvfc_reply *r, struct kvferry_result *out)
 {
     (void)out;
-    if (r->status != -(int)KVF_BUSY || c->body_pairs || h->closing)
+    if (r->status != -(int)KVF_BUSY || strcmp(c->op, "release") || h->closing)
         return true;
     forget_send(h, c);
     return false;
 }
 
-void kvfc_forget(struct kvferry *h, const char *op, uint64_t buffer)
+void kvfc_forget(struct kvferry *h, const char *op, uint64_t id)
 {
     struct kvfc_call *c;
 
     if (h->closing || (c = kvfc_call_new(h, forget_reply, NULL, NULL)) == NULL)
         return;
-    c->number = buffer;
+    c->number = id;
     c->keep = true;
-    c->body_pairs = op[0] == 'f'; /* free, else release */
+    c->op = op;
     kvfc_session_renew(h);
     if (!h->rehello && !h->hello_pending)
         forget_send(h, c); /* else sent when the session is back */

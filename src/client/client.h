@@ -1,6 +1,7 @@
 /* Inside of libkvferry: one handle, its outstanding calls, its session.
  *
- *   put.c get.c admin.c          what a request says, what a reply means
+ *   put.c get.c push.c window.c admin.c
+ *                                what a request says, what a reply means
  *   req.c                        what all requests and replies share
  *   session.c                    hello, the pool, lost sessions
  *   hold.c                       requests that wait for a session
@@ -72,10 +73,13 @@ struct kvfc_call {
     bool urgent;    /* hello, bye: sent before those that are held */
     bool held;      /* written, waits for the session */
     uint64_t number, epoch; /* buffer or region it is about; its session */
-    /* put: the fields that follow once the buffer is there */
+    const char *op;         /* what is sent again (keep), or follows an alloc */
+    /* put, push: the fields that follow once the buffer is there */
     void *body;
     size_t body_len;
     unsigned body_pairs;
+    kvfc_reply_fn then;
+    uint64_t timeout_ms;
     const void *data;
     size_t size;
     /* get */
@@ -161,8 +165,9 @@ size_t kvfc_begin(struct kvferry *h, const char *op, uint64_t id);
  * release). On failure the call is dropped. */
 int kvfc_end(struct kvferry *h, struct kvfc_call *c, size_t mark,
              unsigned pairs, uint64_t timeout_ms);
-/* A request about one buffer that nobody waits for: release, free. */
-void kvfc_forget(struct kvferry *h, const char *op, uint64_t buffer);
+/* A request about one buffer (release, free) or window (unexpose) that nobody
+ * waits for. `op` is kept. */
+void kvfc_forget(struct kvferry *h, const char *op, uint64_t id);
 
 /* ---- hold.c ---- */
 /* Sends h->w for `c`, or keeps it until the hello is answered. */
@@ -231,6 +236,8 @@ bool kvfc_u64(const msgpack_object *map, const char *name, uint64_t *out);
 /* Untouched when it is absent, no string, or does not fit. */
 void kvfc_text(const msgpack_object *map, const char *name, char *out,
                size_t cap);
+/* For kvfc_call_clock: no timeout of one's own is the daemon's, not known. */
+uint64_t kvfc_bound(uint64_t timeout_ms);
 void kvfc_timing(const msgpack_object *map, struct kvferry_timing *out);
 void kvfc_unreadable(struct kvferry_result *out, const char *message);
 /* `buffer` and `offset` of a reply as memory; b->size is the caller's. False:
@@ -265,8 +272,25 @@ int kvfc_payload_make(struct kvferry *h, const msgpack_object *map,
 void kvfc_payloads_orphan(struct kvferry *h);
 
 /* ---- put.c ---- */
-void kvfc_put_fields(struct kvfc_req *q, const char *key,
-                     const struct kvferry_put_options *o);
+/* What put and push share. */
+struct kvfc_publish {
+    const char *op; /* a literal */
+    kvfc_reply_fn reply;
+    const char *key;
+    const struct kvferry_put_options *put; /* may be NULL */
+    const struct kvferry_target *to;       /* NULL: a put */
+    uint64_t timeout_ms;                   /* of the request; a put: 0 */
+};
+int kvfc_publish(struct kvferry *h, const struct kvfc_publish *p,
+                 const void *data, size_t size, kvferry_done_fn fn, void *user,
+                 uint64_t *ticket);
+int kvfc_publish_segments(struct kvferry *h, const struct kvfc_publish *p,
+                          const struct kvferry_segment *segments, unsigned n,
+                          kvferry_done_fn fn, void *user, uint64_t *ticket);
+
+/* ---- push.c ---- */
+void kvfc_req_target(struct kvfc_req *q, const struct kvferry_target *to);
+void kvfc_transfer(const struct kvfc_reply *r, struct kvferry_transfer *out);
 
 /* ---- json.c ---- */
 /* JSON text of a MessagePack value, to be freed; NULL without memory. Bytes are

@@ -91,15 +91,6 @@ static bool get_reply(struct kvferry *h, struct kvfc_call *c,
     return true;
 }
 
-/* What the client may count on: with `wait:false` an answer at once, without a
- * timeout of its own no bound at all. */
-static uint64_t bound(const struct kvferry_get_options *o)
-{
-    if (o != NULL && o->no_wait && o->timeout_ms == 0)
-        return KVFERRY_NO_TIMEOUT; /* the transfer itself may take long */
-    return o == NULL || o->timeout_ms == 0 ? KVFERRY_NO_TIMEOUT : o->timeout_ms;
-}
-
 KVFC_EXPORT int kvferry_get_async(struct kvferry *h, const char *key,
                                   const struct kvferry_get_options *o,
                                   kvferry_done_fn fn, void *user,
@@ -110,7 +101,7 @@ KVFC_EXPORT int kvferry_get_async(struct kvferry *h, const char *key,
     if (kvfc_req_begin(&q, h, "get", get_reply, fn, user))
         q.c->verify = o != NULL && o->verify;
     get_fields(&q, key, o);
-    return kvfc_req_send(&q, bound(o), ticket);
+    return kvfc_req_send(&q, kvfc_bound(o != NULL ? o->timeout_ms : 0), ticket);
 }
 
 /* STALE may be about the generation; again only if it was about a session that
@@ -228,7 +219,7 @@ KVFC_EXPORT int kvferry_mget(struct kvferry *h, struct kvferry_mget_item *items,
     struct kvfc_waiter w;
     struct mget g = {items, n};
     struct kvfc_req q;
-    uint64_t longest = timeout_ms == 0 ? KVFERRY_NO_TIMEOUT : timeout_ms;
+    uint64_t longest = kvfc_bound(timeout_ms);
 
     if (kvfc_req_ask(&q, h, "mget", mget_reply, &w))
         q.c->extra = &g;

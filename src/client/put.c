@@ -1,5 +1,5 @@
 /* put: of bytes (inline when small, else alloc, copy, put) and of memory in
- * place.
+ * place. push.c sends its own request the same ways.
  *
  * Failure modes: the daemon's word. A buffer that was taken inside for a put
  * that then failed is given back here; the caller's own buffers stay his. */
@@ -8,10 +8,14 @@
 #include <stdlib.h>
 #include <string.h>
 
-void kvfc_put_fields(struct kvfc_req *q, const char *key,
-                     const struct kvferry_put_options *o)
+static void fields(struct kvfc_req *q, const struct kvfc_publish *p)
 {
-    kvfc_req_str(q, "key", key);
+    const struct kvferry_put_options *o = p->put;
+
+    kvfc_req_str(q, "key", p->key);
+    if (p->to != NULL)
+        kvfc_req_target(q, p->to);
+    kvfc_req_timeout(q, p->timeout_ms);
     if (o == NULL)
         return;
     if (o->ttl_ms != 0)
@@ -79,30 +83,30 @@ static bool put_alloc_reply(struct kvferry *h, struct kvfc_call *c,
     memcpy(b.data, c->data, c->size);
     c->number = b.id;
     c->epoch = h->s.epoch;
-    c->reply = put_reply;
-    q.mark = kvfc_begin(h, "put", c->id);
+    c->reply = c->then;
+    q.mark = kvfc_begin(h, c->op, c->id);
     kvf_mpw_raw(&h->w, c->body, c->body_len);
     kvfc_req_segments(&q, "segments", &(struct kvferry_segment){.id = b.id}, 1);
     kvf_mpw_map_end(&h->w, q.mark, q.pairs + 2);
     out->status = kvfc_call_send(h, c, NULL, 0);
     if (out->status != 0) {
+        kvfc_forget(h, "free", b.id);
         out->message = h->error;
         return true;
     }
-    kvfc_call_clock(h, c, 0);
+    kvfc_call_clock(h, c, c->timeout_ms);
     return false;
 }
 
-/* The fields of the put are written first, and kept until its buffer is there:
- * they may point to what is the caller's only until we return. */
-static bool keep_fields(struct kvfc_req *q, const char *key,
-                        const struct kvferry_put_options *o)
+/* The fields are written first, and kept until the buffer is there: they may
+ * point to what is the caller's only until we return. */
+static bool keep_fields(struct kvfc_req *q, const struct kvfc_publish *p)
 {
     struct kvf_mpw *w = &q->h->w;
     struct kvfc_call *c = q->c;
 
     kvf_mpw_reset(w);
-    kvfc_put_fields(q, key, o);
+    fields(q, p);
     c->body_pairs = q->pairs;
     c->body_len = w->buf.size;
     c->body = w->failed ? NULL : malloc(c->body_len);
@@ -112,17 +116,27 @@ static bool keep_fields(struct kvfc_req *q, const char *key,
     return true;
 }
 
-static int put_large(struct kvferry *h, const char *key, const void *data,
-                     size_t size, const struct kvferry_put_options *o,
-                     kvferry_done_fn fn, void *user, uint64_t *ticket)
+/* A put is answered at once; a push when its own timeout is over, or the one of
+ * the daemon, which we do not know. */
+static uint64_t clock_of(const struct kvfc_publish *p)
+{
+    return p->to == NULL ? 0 : kvfc_bound(p->timeout_ms);
+}
+
+static int through_the_pool(struct kvferry *h, const struct kvfc_publish *p,
+                            const void *data, size_t size, kvferry_done_fn fn,
+                            void *user, uint64_t *ticket)
 {
     struct kvfc_req q;
 
-    if (!kvfc_req_begin(&q, h, "put", put_alloc_reply, fn, user))
+    if (!kvfc_req_begin(&q, h, p->op, put_alloc_reply, fn, user))
         return kvfc_refused(h);
     q.c->data = data;
     q.c->size = size;
-    if (!keep_fields(&q, key, o)) {
+    q.c->op = p->op;
+    q.c->then = p->reply;
+    q.c->timeout_ms = clock_of(p);
+    if (!keep_fields(&q, p)) {
         kvfc_call_drop(h, q.c);
         return kvfc_error(h, -KVF_INTERNAL, "out of memory");
     }
@@ -132,22 +146,44 @@ static int put_large(struct kvferry *h, const char *key, const void *data,
     return kvfc_req_send(&q, 0, ticket);
 }
 
+int kvfc_publish(struct kvferry *h, const struct kvfc_publish *p,
+                 const void *data, size_t size, kvferry_done_fn fn, void *user,
+                 uint64_t *ticket)
+{
+    struct kvfc_req q;
+
+    if (size == 0)
+        return kvfc_error(h, -KVF_INVALID, "nothing to %s: size 0", p->op);
+    kvfc_ready(h);
+    if (size > h->info.inline_max && h->s.open)
+        return through_the_pool(h, p, data, size, fn, user, ticket);
+    kvfc_req_begin(&q, h, p->op, p->reply, fn, user);
+    fields(&q, p);
+    return kvfc_req_send_with(&q, data, size, clock_of(p), ticket);
+}
+
+int kvfc_publish_segments(struct kvferry *h, const struct kvfc_publish *p,
+                          const struct kvferry_segment *segments, unsigned n,
+                          kvferry_done_fn fn, void *user, uint64_t *ticket)
+{
+    struct kvfc_req q;
+
+    kvfc_req_begin(&q, h, p->op, p->reply, fn, user);
+    fields(&q, p);
+    kvfc_req_segments(&q, "segments", segments, n);
+    return kvfc_req_send(&q, clock_of(p), ticket);
+}
+
 KVFC_EXPORT int kvferry_put_async(struct kvferry *h, const char *key,
                                   const void *data, size_t size,
                                   const struct kvferry_put_options *o,
                                   kvferry_done_fn fn, void *user,
                                   uint64_t *ticket)
 {
-    struct kvfc_req q;
+    struct kvfc_publish p = {
+        .op = "put", .reply = put_reply, .key = key, .put = o};
 
-    if (size == 0)
-        return kvfc_error(h, -KVF_INVALID, "nothing to put: size 0");
-    kvfc_ready(h);
-    if (size > h->info.inline_max && h->s.open)
-        return put_large(h, key, data, size, o, fn, user, ticket);
-    kvfc_req_begin(&q, h, "put", put_reply, fn, user);
-    kvfc_put_fields(&q, key, o);
-    return kvfc_req_send_with(&q, data, size, 0, ticket);
+    return kvfc_publish(h, &p, data, size, fn, user, ticket);
 }
 
 KVFC_EXPORT int
@@ -156,12 +192,10 @@ kvferry_put_segments_async(struct kvferry *h, const char *key,
                            const struct kvferry_put_options *o,
                            kvferry_done_fn fn, void *user, uint64_t *ticket)
 {
-    struct kvfc_req q;
+    struct kvfc_publish p = {
+        .op = "put", .reply = put_reply, .key = key, .put = o};
 
-    kvfc_req_begin(&q, h, "put", put_reply, fn, user);
-    kvfc_put_fields(&q, key, o);
-    kvfc_req_segments(&q, "segments", segments, n);
-    return kvfc_req_send(&q, 0, ticket);
+    return kvfc_publish_segments(h, &p, segments, n, fn, user, ticket);
 }
 
 KVFC_EXPORT int kvferry_put_segments(struct kvferry *h, const char *key,

@@ -61,6 +61,11 @@ void kvfc_req_timeout(struct kvfc_req *q, uint64_t timeout_ms)
                      timeout_ms == KVFERRY_NO_TIMEOUT ? 0 : timeout_ms);
 }
 
+uint64_t kvfc_bound(uint64_t timeout_ms)
+{
+    return timeout_ms == 0 ? KVFERRY_NO_TIMEOUT : timeout_ms;
+}
+
 void kvfc_req_segments(struct kvfc_req *q, const char *name,
                        const struct kvferry_segment *s, unsigned n)
 {

@@ -99,6 +99,89 @@ static unsigned got(struct fake *f, struct kvf_mpw *w)
     return 5;
 }
 
+/* ---- push, windows ------------------------------------------------------- */
+
+static unsigned expose(struct fake *f, struct kvf_mpw *w,
+                       const msgpack_object *map)
+{
+    uint64_t region;
+
+    kvf_mpw_kv_u64(w, "window", 5);
+    if (kvf_mp_u64(map, "region", 0, UINT64_MAX, &region, NULL) == 1) {
+        kvf_mpw_kv_u64(w, "region", region);
+        kvf_mpw_kv_u64(w, "size", 4096);
+        return 3;
+    }
+    kvf_mp_u64(map, "size", 1, POOL, &f->window_size, NULL);
+    f->window_at = f->next;
+    f->next += f->window_size;
+    kvf_mpw_kv_u64(w, "buffer", 44);
+    kvf_mpw_kv_u64(w, "offset", f->window_at + f->window_lie);
+    kvf_mpw_kv_u64(w, "size", f->window_size);
+    return 4;
+}
+
+static void transferred(struct kvf_mpw *w, uint64_t size)
+{
+    kvf_mpw_kv_u64(w, "size", size);
+    kvf_mpw_kv_u64(w, "generation", 11);
+    kvf_mpw_kv_str(w, "transport", "tcp");
+    kvf_mpw_kv_u64(w, "attempts", 2);
+    kvf_mpw_str(w, "timing");
+    kvf_mpw_map(w, 1);
+    kvf_mpw_kv_u64(w, "total_us", 77);
+}
+
+/* The segments lie one after the other from stored_at on (alloc's place). */
+static unsigned access_window(struct fake *f, struct kvf_mpw *w,
+                              const msgpack_object *map, bool write)
+{
+    const msgpack_object *a;
+    uint64_t at = 0, sum = 0, n;
+    uint8_t *there;
+
+    kvf_mp_u64(map, "target_offset", 0, POOL, &at, NULL);
+    kvf_mp_array(map, "segments", 64, &a, NULL);
+    there = f->pool + f->window_at + at;
+    for (uint32_t i = 0; i < a->via.array.size; i++) {
+        uint64_t offset = 0;
+        uint8_t *here = f->pool + f->stored_at;
+
+        n = f->stored_len;
+        kvf_mp_u64(&a->via.array.ptr[i], "offset", 0, POOL, &offset, NULL);
+        kvf_mp_u64(&a->via.array.ptr[i], "length", 1, POOL, &n, NULL);
+        if (write)
+            memcpy(there + sum, here + offset, n);
+        else
+            memcpy(here + offset, there + sum, n);
+        sum += n;
+    }
+    transferred(w, sum);
+    return 5;
+}
+
+static unsigned push(struct fake *f, struct kvf_mpw *w, size_t len)
+{
+    transferred(w, len != 0 ? len : f->stored_len);
+    return 5;
+}
+
+/* The event that the owner of a window gets; here it is the same client. */
+static void send_written(void *sock, const void *who, size_t who_len,
+                         const void *notify, size_t len)
+{
+    struct kvf_mpw w;
+
+    kvf_mpw_init(&w);
+    kvf_mpw_map(&w, 3);
+    kvf_mpw_kv_str(&w, "event", "written");
+    kvf_mpw_kv_u64(&w, "window", 5);
+    kvf_mpw_kv_bin(&w, "notify", notify, len);
+    zmq_send(sock, who, who_len, ZMQ_SNDMORE);
+    zmq_send(sock, w.buf.data, w.buf.size, 0);
+    kvf_mpw_fini(&w);
+}
+
 static void send_reply(void *sock, const void *who, size_t who_len,
                        struct kvf_mpw *w, const void *data, size_t len)
 {
@@ -121,6 +204,17 @@ static unsigned act(struct fake *f, struct kvf_mpw *w, const char *op, size_t n,
         return hello(f, w, map);
     if (is(op, n, "put"))
         return put(f, w, map, data, len);
+    if (is(op, n, "expose"))
+        return expose(f, w, map);
+    if (is(op, n, "push"))
+        return push(f, w, len);
+    if (is(op, n, "write") || is(op, n, "read"))
+        return access_window(f, w, map, op[0] == 'w');
+    if (is(op, n, "register")) {
+        kvf_mpw_kv_u64(w, "region", f->region);
+        return 1;
+    }
+    f->unexposes += is(op, n, "unexpose");
     if (is(op, n, "get")) {
         *with_data = f->inline_len != 0;
         return got(f, w);
@@ -152,12 +246,20 @@ static void answer(struct fake *f, void *sock, zmq_msg_t *m, unsigned frames)
     struct kvf_mpw w;
     struct kvf_mp mp;
     const char *op;
+    const void *notify;
     uint64_t id = 0;
+    size_t len;
 
     if (kvf_mp_parse(&mp, zmq_msg_data(&m[1]), zmq_msg_size(&m[1]), NULL) != 0)
         return;
     kvf_mp_str(&mp.root, "op", 1, 64, &op, &n, NULL);
     kvf_mp_u64(&mp.root, "id", 0, UINT64_MAX, &id, NULL);
+    if (zmq_msg_size(&m[1]) <= sizeof f->last &&
+        (is(op, n, "push") || is(op, n, "write") || is(op, n, "read") ||
+         is(op, n, "expose"))) {
+        f->last_len = zmq_msg_size(&m[1]);
+        memcpy(f->last, zmq_msg_data(&m[1]), f->last_len);
+    }
     if (is(op, n, "get") && f->stored_key[0] == '\0') {
         f->parked = id;
         kvf_mp_done(&mp);
@@ -167,6 +269,10 @@ static void answer(struct fake *f, void *sock, zmq_msg_t *m, unsigned frames)
     mark = kvf_mpw_map_begin(&w);
     kvf_mpw_kv_u64(&w, "id", id);
     status = atomic_exchange(&f->next_status, 0);
+    if (is(op, n, "push"))
+        status |= atomic_exchange(&f->push_status, 0);
+    while (is(op, n, "expose") && f->hold_expose && !f->stop)
+        usleep(1000);
     kvf_mpw_kv_str(&w, "status", kvf_status_name((enum kvf_status)status));
     kvf_mpw_kv_str(&w, "message", "as told");
     pairs = status != 0 ? 0
@@ -175,6 +281,8 @@ static void answer(struct fake *f, void *sock, zmq_msg_t *m, unsigned frames)
     kvf_mpw_map_end(&w, mark, pairs + 3);
     send_reply(sock, who, who_len, &w, f->inline_data,
                with_data ? f->inline_len : 0);
+    if (kvf_mp_bin(&mp.root, "notify", 0, 64, &notify, &len, NULL) == 1)
+        send_written(sock, who, who_len, notify, len);
     if (is(op, n, "put") && status == 0 && f->parked != 0) {
         kvf_mpw_reset(&w);
         mark = kvf_mpw_map_begin(&w);

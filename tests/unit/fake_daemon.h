@@ -24,6 +24,14 @@ struct fake {
     uint8_t inline_data[4096];
     size_t inline_len;
     uint64_t parked; /* id of a get that waits for its put; 0 = none */
+    /* one window, and what the last push, write or read said */
+    atomic_uint unexposes, push_status; /* of the next push */
+    atomic_bool hold_expose;            /* answered when it is false again */
+    uint64_t window_lie;                /* added to the offset of a window */
+    uint64_t region;                    /* the next one's id */
+    uint64_t window_at, window_size;
+    uint8_t last[1024];
+    size_t last_len;
 };
 
 void fake_start(struct fake *f, const char *endpoint, unsigned incarnation);
