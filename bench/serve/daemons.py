@@ -1,0 +1,95 @@
+"""The kvferryds of a deployment: their configuration, their start."""
+import os
+import socket
+import subprocess
+import time
+
+import process
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(
+    os.path.abspath(__file__))))
+
+
+def find_kvferryd(build=None):
+    """The program: of `build`, of KVF_BUILD, of build-release/, or installed."""
+    for d in (build, os.environ.get("KVF_BUILD"),
+              os.path.join(ROOT, "build-release")):
+        path = d and os.path.join(d, "src", "daemon", "kvferryd")
+        if path and os.path.exists(path):
+            return os.path.abspath(path)
+    for d in os.environ.get("PATH", "").split(":"):
+        if os.access(os.path.join(d, "kvferryd"), os.X_OK):
+            return os.path.join(d, "kvferryd")
+    raise SystemExit("there is no kvferryd: build it first (bench/demo does), "
+                     "or name the build folder with --build")
+
+
+def port_of(base, stage, rank):
+    return base + 100 + 16 * rank + stage
+
+
+def free_base(workers):
+    """A base port with which all workers' ports are free now."""
+    for base in range(20000 + os.getpid() % 10000, 60000, 1100):
+        try:
+            for stage, rank in workers:
+                with socket.socket() as s:
+                    s.bind(("127.0.0.1", port_of(base, stage, rank)))
+            return base
+        except OSError:
+            continue
+    raise SystemExit("no free ports")
+
+
+class Daemon:
+    """One kvferryd, in the folder `work`."""
+
+    def __init__(self, program, work, stage, rank, args, base):
+        self.name = f"kvferryd-{stage}-{rank}"
+        self.program, self.work = program, work
+        self.endpoint = f"ipc://{work}/e{stage}-{rank}"
+        self.ready = os.path.join(work, f"{self.name}.ready")
+        self.log = os.path.join(work, f"{self.name}.log")
+        self.ini = os.path.join(work, f"{self.name}.ini")
+        self.pid = 0
+        with open(self.ini, "w", encoding="utf-8") as f:
+            f.write(f"""[worker]
+cluster = serve
+stage = {stage}
+rank = {rank}
+engine_endpoint = {self.endpoint}
+
+[connector]
+host = 127.0.0.1
+zmq_port = {base}
+memory_pool_size = {args.pool}
+protocol = {args.protocol}
+drain_ms = 500
+
+[edge 0->1]
+from_tp = {args.prefill_tp}
+to_tp = {args.decode_tp}
+""")
+
+    def start(self):
+        if os.path.exists(self.ready):
+            os.unlink(self.ready)
+        parent = os.getpid()
+        with open(self.log, "ab") as log:
+            # Popen's child would otherwise outlive a supervisor that is killed.
+            self.process = subprocess.Popen(
+                [self.program, self.ini, "--ready-file", self.ready],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                env=dict(os.environ, XDG_RUNTIME_DIR=self.work),
+                preexec_fn=lambda: process.die_with_parent(parent))
+        self.pid = self.process.pid
+
+    def wait_ready(self, seconds=30):
+        until = time.monotonic() + seconds
+        while not (os.path.exists(self.ready)
+                   and os.path.getsize(self.ready)):
+            if self.process.poll() is not None or time.monotonic() > until:
+                with open(self.log, encoding="utf-8") as f:
+                    raise SystemExit(f"{self.name} did not start:\n"
+                                     f"{f.read()[-1000:]}")
+            time.sleep(0.01)

@@ -1,0 +1,162 @@
+"""A rank of a stage: one process with its shard of the model and of the KV
+cache, its own kvferryd, and a channel to the stage's server.
+
+The main thread computes what the server asks for, in that order, so that all
+ranks of a stage take part in the same sums. Fetching runs in threads beside
+it. An error of a transfer is an answer; an error in the model ends the process,
+because the others could not go on anyway, and with it the stage, which is
+started again.
+"""
+import logging
+import os
+import threading
+import traceback
+
+import numpy as np
+
+import kvferry
+from model import Model
+from transfer import Link, get_head, pieces, put_head, transfer_of
+
+
+class Rank:
+    def __init__(self, options, config, weights, stage, rank, channel, reduce):
+        self.options, self.config, self.rank = options, config, rank
+        self.channel = channel
+        tp = options["prefill_tp" if stage == 0 else "decode_tp"]
+        self.model = Model(config, weights, tp, rank, reduce)
+        self.link = Link(options, config, stage, tp, rank)
+        self.cache = self.link.cache
+        self.transfer = transfer_of(options, self.link, self.retired)
+
+    def serve(self):
+        """Until the server closes the channel."""
+        self.channel.send({"ready": os.getpid()})
+        while True:
+            try:
+                m = self.channel.recv()
+            except EOFError:
+                return
+            op = getattr(self, "do_" + m["op"])
+            if m["op"] in ("fetch", "head", "drop"):
+                threading.Thread(target=self.beside, args=(op, m),
+                                 daemon=True).start()
+            else:
+                self.answer(op, m)
+
+    def answer(self, op, m):
+        try:
+            reply = op(m)
+        except kvferry.KvferryError as e:
+            reply = {"error": e.status, "message": e.message}
+        self.channel.send({"id": m["id"], **(reply or {})})
+
+    def beside(self, op, m):
+        """As answer, in a thread: nobody else waits for this rank."""
+        try:
+            self.answer(op, m)
+        except Exception as e:
+            traceback.print_exc()
+            self.channel.send({"id": m["id"], "error": "INTERNAL",
+                               "message": repr(e)})
+
+    def retired(self, rid):
+        """All readers have read a publication of that request."""
+        self.channel.send({"retired": rid})
+
+    # ---- prefill -----------------------------------------------------------
+
+    def do_prefill(self, m):
+        """Computes in chunks, and sends: at the end, or (with a `head`)
+        each layer group of each chunk as soon as it is there. An error in
+        sending is told at the end: the sums of the other ranks need this
+        one."""
+        rid, tokens, chunk = m["rid"], np.array(m["tokens"]), m["chunk"]
+        self.cache.open(rid, m["blocks"])
+        overlap = m["head"] is not None
+        todo = pieces(self.config, len(tokens), chunk if overlap else 0,
+                      m["groups"])
+        state = {"sent": 0, "error": None}
+
+        def send(piece):
+            if state["error"] is not None:
+                return
+            try:
+                state["sent"] += self.transfer.send(rid, piece)
+            except kvferry.KvferryError as e:
+                state["error"] = e
+        try:
+            if overlap and self.rank == 0:
+                try:
+                    put_head(self.link, rid, m["head"])
+                except kvferry.KvferryError as e:
+                    state["error"] = e
+            for first in range(0, len(tokens), chunk):
+                ends = {p.layers[-1]: p for p in todo
+                        if overlap and p.first == first}
+
+                def done(layer, ends=ends):
+                    if layer in ends:
+                        send(ends[layer])
+                self.model.forward([(rid, first, tokens[first:first + chunk])],
+                                   self.cache, done)
+            for piece in () if overlap else todo:
+                send(piece)
+        finally:
+            self.cache.close(rid)
+        if state["error"] is not None:
+            self._give_up(rid, todo, state["error"])
+        return {"sent": state["sent"]}
+
+    def _give_up(self, rid, todo, error):
+        try:
+            self.transfer.drop(rid)
+            self.transfer.fail(rid, ["head"] + [p.name for p in todo],
+                               str(error))
+        except kvferry.KvferryError:
+            pass  # then they hear of the daemon
+        raise error
+
+    def do_drop(self, m):
+        return {"dropped": self.transfer.drop(m["rid"])}
+
+    # ---- decode ------------------------------------------------------------
+
+    def do_head(self, m):
+        return {"head": get_head(self.link.client, m["rid"], m["timeout"])}
+
+    def do_fetch(self, m):
+        self.cache.open(m["seq"], m["blocks"])
+        todo = pieces(self.config, m["n_tokens"], m["chunk"], m["groups"])
+        try:
+            size, how = self.transfer.fetch(m["rid"], m["seq"], todo,
+                                            m["timeout"])
+        except BaseException:
+            self.cache.close(m["seq"])
+            raise
+        return {"bytes": size, "how": how}
+
+    def do_abort(self, m):
+        self.transfer.abort(m["seq"])
+
+    def do_step(self, m):
+        """One token for each of several sequences."""
+        rows = [(seq, at, np.array([token])) for seq, at, token in m["rows"]]
+        return {"best": self.model.best(self.model.forward(rows, self.cache))}
+
+    def do_close(self, m):
+        self.cache.close(m["seq"])
+
+
+def run(*args):
+    """The whole life of a rank process, after the fork."""
+    status = 1
+    try:
+        Rank(*args).serve()
+        status = 0
+    except kvferry.KvferryError as e:
+        logging.error("%s", e)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(status)
