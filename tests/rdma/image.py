@@ -23,13 +23,14 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 META = "linux-image-amd64"
 # crc32_generic: without it rxe only says "failed to add".
 MODULES = ["crc32_generic", "rdma_rxe", "ib_uverbs", "rdma_ucm", "virtio_pci",
-           "virtio_net", "virtio_console", "virtio_rng", "dummy", "veth"]
+           "virtio_net", "virtio_console", "virtio_rng", "dummy", "veth",
+           "sch_ingress", "sch_netem", "cls_u32", "act_gact"]
 # Programs of the host that the guest has, too; the second list when there.
-TOOLS = ["ip", "rdma"]
+TOOLS = ["ip", "rdma", "tc"]
 EXTRA = ["ibv_devinfo", "ibv_rc_pingpong", "ib_read_bw", "ib_write_bw", "ss",
          "strace", "gdbserver"]
 SBIN = "/usr/sbin:/sbin:/usr/bin:/bin"
-LAYOUT = "1"  # of the cached archive; another number makes it anew
+LAYOUT = "2"  # of the cached archive; another number makes it anew
 
 
 class Unavailable(Exception):

@@ -1,0 +1,121 @@
+"""Fixtures: the guests, booted once a run, and daemons in them.
+
+Where no guest can be had every test is skipped with the reason. A daemon that a
+fixture made must end with 0, without a sanitizer report and with every
+verbs object given back to the kernel.
+"""
+import os
+import signal
+import sys
+
+import pytest
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import guest as vm  # noqa: E402
+import image  # noqa: E402
+import vm_daemon  # noqa: E402
+from kvf_base import BUILD  # noqa: E402
+
+LIMIT = 60  # seconds a test may take, the boot left aside
+HELD = {}
+
+
+def files():
+    """Kernel and initial file system; made once."""
+    if "skip" in HELD:
+        pytest.skip(HELD["skip"])
+    if "files" not in HELD:
+        HELD["initrd"] = image.initrd(BUILD)
+        try:
+            HELD["files"] = HELD["initrd"].__enter__()
+        except image.Unavailable as e:
+            HELD["skip"] = f"no test guest: {e}"
+            pytest.skip(HELD["skip"])
+    return HELD["files"]
+
+
+def pytest_sessionfinish(session):
+    for name in ("one", "pair"):
+        if name in HELD:
+            HELD.pop(name).close()
+    if "files" in HELD:
+        HELD["initrd"].__exit__(None, None, None)
+
+
+@pytest.fixture(scope="session")
+def guest():
+    """One guest; two daemons in it reach each other over rxe0."""
+    if "one" not in HELD:
+        HELD["one"] = vm.Guest(files())
+        HELD["one"].boot()
+    return HELD["one"]
+
+
+@pytest.fixture(scope="module")
+def pair():
+    """Two guests with a network; the single one is gone by then."""
+    if "one" in HELD:
+        HELD.pop("one").close()
+    if "pair" not in HELD:
+        HELD["pair"] = vm.Pair(files())
+    return HELD["pair"]
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_call(item):
+    """A test that hangs fails by itself."""
+    def ring(signum, frame):
+        raise TimeoutError(f"{item.nodeid} took too long")
+    old = signal.signal(signal.SIGALRM, ring)
+    signal.alarm(int(LIMIT * min(vm_daemon.SLOW, 2)))
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, old)
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item, call):
+    out = yield
+    if call.when != "teardown" and out.get_result().failed:
+        item.failed = True
+
+
+def finish(failed, made, guests):
+    """Ends daemons; what is wrong with one is raised after all are gone."""
+    errors = []
+    for d in made:
+        try:
+            if failed:
+                print(f"--- log of stage {d.stage}\n{d.log()[-6000:]}")
+            else:
+                d.end()
+        except Exception as e:  # the others must be ended, too
+            errors.append(e)
+    for g in guests:
+        try:
+            # Whatever is left; all of it is inside the guest.
+            g.run("killall -9 kvferryd kvferry load; while pidof kvferryd; do "
+                  "sleep 0.05; done; rm -rf /tmp/* /run/*", 20)
+            if not failed and not errors:
+                assert vm_daemon.verbs_objects(g) == g.idle_objects
+        except Exception as e:
+            errors.append(e)
+    if errors and not failed:
+        raise errors[0]
+
+
+@pytest.fixture
+def start(request):
+    """Makes daemons: start(guest, stage, conf)."""
+    made, guests = [], []
+
+    def make(g, stage, conf=None, **kw):
+        if not hasattr(g, "idle_objects"):
+            g.idle_objects = vm_daemon.verbs_objects(g)
+        d = vm_daemon.Daemon(g, stage, conf, start=False)
+        if g not in guests:
+            guests.append(g)
+        made.append(d)
+        return d
+    yield make
+    finish(getattr(request.node, "failed", False), made, guests)

@@ -1,0 +1,92 @@
+"""One guest: the contract of transports, daemons, bytes, resources."""
+import re
+
+import pytest
+import vm_daemon
+from vm_daemon import ENV, TRANSPORT, SLOW
+
+MIB = 1 << 20
+SIZES = [1, 2, 7, 4095, 4096, 4097, 65535, 65536, 65537, 262144, MIB - 1, MIB,
+         MIB + 1, 5 * MIB + 13, 16 * MIB, 64 * MIB]
+
+
+@pytest.fixture
+def ab(guest, start):
+    a = start(guest, 0).start()
+    b = start(guest, 1).knows(a).start()
+    return a, b
+
+
+@pytest.mark.parametrize("program", ["test_transports"])
+def test_the_conformance_suite_passes_on_the_device(guest, program):
+    status, text = guest.run(f"{ENV}/b/tests/conformance/{program}", 120)
+    assert status == 0, text[-6000:]
+    passed = re.findall(r"\[ +OK \] (\S*rdma\S*)", text)
+    assert passed, "no test of the rdma transport ran:\n" + text[-3000:]
+
+
+def test_every_size_arrives_by_rdma(ab):
+    a, b = ab
+    sizes = " ".join(str(s) for s in SIZES)
+    text = a.g.sh(f"{ENV}load sizes {a.endpoint} {b.endpoint} {TRANSPORT} "
+                  f"{sizes}", 60 * SLOW)
+    assert f"{TRANSPORT}={len(SIZES)} " in text.splitlines()[-1], text
+    assert len(re.findall(rf"KVF GET\].*transport={TRANSPORT} ",
+                          b.log())) == len(SIZES)
+
+
+@pytest.mark.parametrize("size", [1, 100_003, 33 * MIB + 1])
+def test_the_command_puts_and_gets(ab, size):
+    a, b = ab
+    a.g.sh(f"head -c {size} /dev/urandom >/tmp/in")
+    a.put("k", "/tmp/in")
+    got = b.get("k", "/tmp/out")
+    a.g.sh("cmp /tmp/in /tmp/out")
+    assert (got["transport"], got["size"]) == (TRANSPORT, str(size))
+
+
+@pytest.mark.parametrize("seed", [3001, 3002])
+def test_stress_leaves_nothing_behind(ab, seed):
+    """Sixteen gets at once, some cancelled on the way, every byte checked."""
+    a, b = ab
+    print(f"seed {seed}")
+    warm(a, b)
+    before = vm_daemon.snapshot(a, b)
+    count = 150 if SLOW == 1 else 60
+    text = a.g.sh(
+        f"{ENV}load put {a.endpoint} {seed} {count} {2 * MIB} 24 >/tmp/put & "
+        f"load get {b.endpoint} {seed} {count} {2 * MIB} 16 {TRANSPORT} 20 "
+        ">/tmp/get; rc=$?; wait; cat /tmp/put /tmp/get; exit $rc", 60 * SLOW)
+    assert text.count("LOAD OK") == 2, text
+    vm_daemon.settles(before, a, b)
+
+
+def warm(a, b):
+    """A first get: the connection is there from now on."""
+    a.g.sh("head -c 300000 /dev/urandom >/tmp/warm")
+    a.put("warm", "/tmp/warm")
+    assert b.get("warm", "/tmp/warm.out")["transport"] == TRANSPORT
+
+
+def test_nothing_is_registered_on_the_data_path(ab):
+    a, b = ab
+    warm(a, b)
+    before = vm_daemon.verbs_objects(a.g)
+    for i in range(3):
+        a.g.sh(f"head -c {(i + 1) * 700_000} /dev/urandom >/tmp/in")
+        a.put("k", "/tmp/in")
+        b.get("k", "/tmp/out")
+    assert vm_daemon.verbs_objects(a.g) == before
+
+
+def test_idle_costs_nothing(ab):
+    """A daemon with an open connection and nothing to do sleeps."""
+    a, b = ab
+    warm(a, b)
+    a.g.sh("sleep 1")
+    before = a.cpu_ms(), b.cpu_ms()
+    a.g.sh("sleep 3")
+    used = a.cpu_ms() - before[0], b.cpu_ms() - before[1]
+    # Timers of sessions and libzmq's, on an emulated processor that waits for
+    # a busy one: 50 ms have been seen; a daemon that polls takes 3000.
+    assert max(used) < 200 * SLOW, used
