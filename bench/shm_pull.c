@@ -108,7 +108,8 @@ static void setup(struct bench *b, uint64_t size)
             0 ||
         kvf_link_open(b->t, &b->link, NULL, NULL) != 0)
         die("the transport");
-    b->seg = (struct kvf_remote_seg){b->map, 0, size};
+    b->seg =
+        (struct kvf_remote_seg){.map = b->map, .offset = 0, .length = size};
     b->remote = (struct kvf_remote){.size = size, .n_segs = 1, .segs = &b->seg};
     v = (struct iovec){b->mem, size};
     if (kvf_xfer_init(&b->x, kvf_reactor_sched(b->reactor), false, size, &v, 1,

@@ -38,6 +38,17 @@
     X(tcp_accepts, "bulk connections accepted")                                \
     X(tcp_rejected, "bulk connections dropped: wrong preface or secret")       \
     X(tcp_errors, "bulk connections lost")                                     \
+    X(rdma_bytes, "bytes received by RDMA READ")                               \
+    X(rdma_written_bytes, "bytes sent by RDMA WRITE")                          \
+    X(rdma_gets, "gets over rdma")                                             \
+    X(rdma_connects, "rdma links that came up")                                \
+    X(rdma_accepts, "queue pairs made for getters")                            \
+    X(rdma_errors, "rdma links lost")                                          \
+    X(rdma_events, "asynchronous events of the verbs device")                  \
+    X(rdma_wrs, "work requests posted")                                        \
+    X(rdma_doorbells, "calls that posted them")                                \
+    X(rdma_completions, "completions polled")                                  \
+    X(rdma_registrations, "memory registrations, the pool's included")         \
     X(claims, "claims granted, local ones included")                           \
     X(claims_done, "claims that ended as read")                                \
     X(claims_aborted, "claims that ended otherwise")                           \

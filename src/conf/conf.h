@@ -62,6 +62,18 @@ struct kvf_conf {
     uint64_t tcp_stream_min; /* payload bytes from which several are used */
     uint64_t tcp_chunk;      /* bytes of one read request */
     uint32_t tcp_spin_us;    /* spin while bytes are in flight; 0 = never */
+    /* [rdma] */
+    int32_t rdma_gid_index; /* -1: by the route to the peer */
+    uint32_t rdma_mtu;      /* largest path MTU, bytes; 0: the port's */
+    uint32_t rdma_timeout; /* 4.096 us * 2^timeout until a packet is repeated */
+    uint32_t rdma_retry;
+    uint32_t rdma_rnr_retry;
+    uint64_t rdma_chunk;        /* bytes of one operation */
+    uint64_t rdma_burst;        /* bytes posted in one turn of the loop */
+    uint32_t rdma_depth;        /* operations of one transfer in flight */
+    uint32_t rdma_queue;        /* work requests of one link in flight */
+    uint32_t rdma_signal_every; /* operations a signalled completion */
+    uint32_t rdma_spin_us;      /* as tcp_spin_us */
     /* [limits] */
     uint32_t max_outstanding; /* requests of one client, >= 16384 */
     uint32_t max_keys;        /* live generations */

@@ -39,10 +39,6 @@ static bool has_protocol(const struct kvf_conf *c, enum kvf_protocol proto)
 
 int kvf_server_supports(const struct kvf_conf *conf, struct kvf_why *why)
 {
-    if (!conf->protocol_auto && has_protocol(conf, KVF_PROTO_RDMA))
-        return kvf_fail(why, KVF_UNSUPPORTED,
-                        "[connector] protocol = rdma: not built yet; use auto, "
-                        "shm or tcp");
     if (strcmp(conf->memory_pool_device, "cpu") != 0)
         return kvf_fail(why, KVF_UNSUPPORTED,
                         "[connector] memory_pool_device = %s: only cpu exists "
@@ -238,6 +234,8 @@ static int build_transports(struct kvf_server *s, struct kvf_why *why)
     s->shm_on = has_protocol(s->conf, KVF_PROTO_SHM);
     if (rc == 0 && has_protocol(s->conf, KVF_PROTO_TCP))
         rc = build_tcp(s, why);
+    if (rc == 0 && has_protocol(s->conf, KVF_PROTO_RDMA))
+        rc = kvf_server_build_rdma(s, why);
     return rc;
 }
 
@@ -271,6 +269,7 @@ static void fill_peers_env(struct kvf_server *s, struct kvf_peers_env *env)
         .proc_ctx = s->procs,
         .shm = s->shm_on ? s->shm : NULL,
         .tcp = s->tcp,
+        .rdma = s->rdma,
         .bulk_port = s->bulk_port,
         .port = s->peer_port,
         .admit = s->tcp != NULL ? admit : NULL,
@@ -460,6 +459,9 @@ void kvf_server_destroy(struct kvf_server *s)
     kvf_zchannel_destroy(s->channel);
     kvf_transport_destroy(s->tcp);
     kvf_transport_destroy(s->shm);
+    if (s->buffers != NULL)
+        kvf_regions_on_change(s->buffers, NULL, NULL, NULL);
+    kvf_transport_destroy(s->rdma); /* all that is registered is released */
     destroy_memory(s);
     destroy_loop(s);
     if (s->broker >= 0)

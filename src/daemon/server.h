@@ -11,6 +11,7 @@
 #include "memory/proc.h"
 #include "peer/peers.h"
 #include "request/gets.h"
+#include "transport/rdma/rdma.h"
 #include "transport/tcp/tcp.h"
 
 struct kvf_client;
@@ -67,6 +68,7 @@ struct kvf_server {
     struct kvf_resolver *resolver;
     struct kvf_procwatch *procs;
     struct kvf_transport *shm, *tcp; /* tcp: NULL when not configured */
+    struct kvf_transport *rdma;      /* NULL: not configured, or no device */
     bool shm_on;                     /* shm with peers */
     struct kvf_zchannel *channel;
     struct kvf_peers *peers;
@@ -114,6 +116,13 @@ int kvf_server_supports(const struct kvf_conf *conf, struct kvf_why *why);
 
 /* What the tcp transport is to know of the configuration. */
 void kvf_server_tcp_conf(const struct kvf_server *s, struct kvf_tcp_conf *tc);
+
+/* rdma.c: opens the verbs device and registers the pool. Without a device
+ * `auto` goes on (s->rdma NULL, logged once); a configuration that names rdma
+ * fails. */
+int kvf_server_build_rdma(struct kvf_server *s, struct kvf_why *why);
+/* Takes new figures (SIGHUP). */
+void kvf_server_configure_rdma(struct kvf_server *s);
 
 /* ---- drain.c: going away in order ---------------------------------------- */
 

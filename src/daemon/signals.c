@@ -26,6 +26,7 @@ static void apply(struct kvf_server *s)
     kvf_server_tcp_conf(s, &tc);
     if (s->tcp != NULL)
         kvf_tcp_configure(s->tcp, &tc);
+    kvf_server_configure_rdma(s);
     kvf_peers_configure(s->peers);
     if (kvf_log_reopen(s->conf->log_level, &why) < 0)
         kvf_log(KVF_LOG_ERROR, "CONF", "the log stays where it is: %s",

@@ -96,6 +96,7 @@ struct kvf_region {
     const void *owner;
     struct kvf_list owner_node;
     struct kvf_buffers *table;
+    void *registered;  /* the rdma transport's handle; NULL: none */
     char path[64];     /* /proc/<daemon pid>/fd/<n>: how others on this host may
                           map it for reading */
     UT_hash_handle hh; /* by id */
@@ -109,5 +110,11 @@ struct kvf_region *kvf_region_find(const struct kvf_buffers *t, uint64_t id);
 void kvf_region_pin(struct kvf_region *r);
 void kvf_region_unpin(struct kvf_region *r);
 void kvf_region_retire(struct kvf_region *r);
+/* Told of every region that comes and of each before it goes; either may be
+ * NULL. */
+void kvf_regions_on_change(struct kvf_buffers *t,
+                           void (*added)(void *arg, struct kvf_region *r),
+                           void (*dropped)(void *arg, struct kvf_region *r),
+                           void *arg);
 unsigned kvf_region_count(const struct kvf_buffers *t);
 #endif

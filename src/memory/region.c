@@ -12,6 +12,8 @@
 
 static void drop(struct kvf_region *r)
 {
+    if (r->table->on_region_gone != NULL)
+        r->table->on_region_gone(r->table->on_region_arg, r);
     HASH_DEL(r->table->regions, r);
     kvf_list_unlink(&r->owner_node);
     kvf_map_release(r->map);
@@ -55,8 +57,20 @@ int kvf_region_add(struct kvf_buffers *t, struct kvf_mapping *map,
     kvf_list_init(&r->owner_node);
     snprintf(r->path, sizeof r->path, "/proc/%ld/fd/%d", (long)getpid(),
              map->fd);
+    if (t->on_region != NULL)
+        t->on_region(t->on_region_arg, r);
     *out = r;
     return 0;
+}
+
+void kvf_regions_on_change(struct kvf_buffers *t,
+                           void (*added)(void *arg, struct kvf_region *r),
+                           void (*dropped)(void *arg, struct kvf_region *r),
+                           void *arg)
+{
+    t->on_region = added;
+    t->on_region_gone = dropped;
+    t->on_region_arg = arg;
 }
 
 struct kvf_region *kvf_region_find(const struct kvf_buffers *t, uint64_t id)

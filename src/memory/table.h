@@ -14,6 +14,9 @@ struct kvf_buffers {
     struct kvf_buffer_gauges gauges; /* the pool's own three stay unused */
     void (*on_free)(void *arg);
     void *on_free_arg;
+    void (*on_region)(void *arg, struct kvf_region *r);
+    void (*on_region_gone)(void *arg, struct kvf_region *r);
+    void *on_region_arg;
 };
 
 void kvf_regions_clear(struct kvf_buffers *t);

@@ -13,6 +13,9 @@ static void grant_free(struct kvf_grant *g)
     for (unsigned i = 0; i < g->remote.n_segs; i++)
         if (g->remote.segs[i].map != NULL)
             kvf_map_release(g->remote.segs[i].map);
+    for (unsigned i = 0; i < g->n_keys; i++)
+        free(g->keys[i]);
+    free(g->keys);
     free(g->remote.segs);
     free(g->paths);
     free(g->meta);
@@ -213,6 +216,38 @@ static void fill_pool_paths(struct kvf_peer *p, const struct kvf_peer_grant *m,
             memcpy(g->paths[i], p->pool_path, sizeof p->pool_path);
 }
 
+/* Where each segment is registered at the owner. What cannot be told costs
+ * rdma, not the get. */
+static bool register_segments(const struct kvf_peer_grant *m,
+                              struct kvf_grant *g)
+{
+    g->keys = calloc(m->n_spaces + 1u, sizeof *g->keys);
+    if (g->keys == NULL)
+        return false;
+    g->n_keys = m->n_spaces;
+    for (unsigned i = 0; m->keys != NULL && i < m->n_spaces; i++) {
+        const struct kvf_rdma_keys *k = m->keys[i];
+        size_t size = k == NULL ? 0 : sizeof *k + k->n * sizeof k->key[0];
+
+        if (k == NULL)
+            continue;
+        g->keys[i] = malloc(size);
+        if (g->keys[i] == NULL)
+            return false;
+        memcpy(g->keys[i], k, size);
+    }
+    for (unsigned i = 0; i < m->n_segs; i++) {
+        const struct kvf_peer_seg *s = &m->segs[i];
+
+        /* The decoder has checked that keys are there for every region. */
+        g->remote.segs[i] = (struct kvf_remote_seg){
+            .offset = s->offset,
+            .length = s->length,
+            .keys = s->space > 0 ? g->keys[s->space - 1] : NULL};
+    }
+    return true;
+}
+
 static struct kvf_grant *grant_new(struct kvf_peer *p,
                                    const struct kvf_peer_grant *m)
 {
@@ -245,6 +280,11 @@ static struct kvf_grant *grant_new(struct kvf_peer *p,
         g->shm = g->remote.n_segs != 0 && map_segments(p, m, g);
         if (g->shm)
             fill_pool_paths(p, m, g);
+    }
+    if (m->rdma && !g->shm && g->remote.segs == NULL && p->has_rdma) {
+        g->remote.segs = calloc(m->n_segs, sizeof *g->remote.segs);
+        g->remote.n_segs = g->remote.segs != NULL ? m->n_segs : 0;
+        g->rdma = g->remote.segs != NULL && register_segments(m, g);
     }
     gp->g = g;
     gp->peer = p;

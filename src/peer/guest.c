@@ -125,6 +125,7 @@ void kvf_guest_down(struct kvf_guest *g, const char *reason)
     kvf_log(KVF_LOG_WARN, "KVF PEER", "%s down (getter): %s", g->name, reason);
     kvf_guest_drop_asks(g);
     expel(g); /* sockets closed: what they were sending is quiet */
+    g->rdma_stuck = !kvf_guest_rdma_expel(g); /* and no QP reads any more */
     kvf_guest_abort_claims(g, false);
     kvf_timer_set(ps->env.sched, &g->tick, ps->env.sched->now_ns + SETTLE_NS);
 }
@@ -155,7 +156,11 @@ void kvf_guest_settle(struct kvf_guest *g)
 {
     if (g->up)
         return;
-    if (kvf_list_empty(&g->claims))
+    if (g->rdma_stuck && kvf_guest_rdma_expel(g)) {
+        g->rdma_stuck = false;
+        kvf_guest_abort_claims(g, false);
+    }
+    if (kvf_list_empty(&g->claims) && !g->rdma_stuck)
         guest_delete(g);
     else
         kvf_timer_set(g->ps->env.sched, &g->tick,
@@ -173,6 +178,9 @@ void kvf_guest_free(struct kvf_guest *g, const char *reason)
         kvf_guest_answer(g, &m, NULL, 0);
     }
     expel(g);
+    /* Should it fail: the transport goes before the memory does. */
+    (void)kvf_guest_rdma_expel(g);
+    g->rdma_stuck = false;
     unbind_rid(g);
     kvf_guest_abort_claims(g, true);
     guest_delete(g);
@@ -248,6 +256,7 @@ static void welcome(struct kvf_guest *g, const struct kvf_peer_msg *hello)
              env->bulk_host);
     m.u.welcome.tcp_port = env->bulk_port;
     memcpy(m.u.welcome.secret, g->secret, sizeof g->secret);
+    m.u.welcome.rdma = env->rdma != NULL;
     m.u.welcome.dead = dead;
     m.u.welcome.n_dead = kvf_guest_reconcile(g, hello->u.hello.live,
                                              hello->u.hello.n_live, dead);
@@ -320,6 +329,7 @@ void kvf_guest_hello(struct kvf_peers *ps, const void *rid, size_t rid_len,
     bind_rid(g, rid, rid_len);
     g->up = true;
     g->last_rx_ns = ps->env.sched->now_ns;
+    g->rdma = m->u.hello.rdma;
     try_shm(g, m);
     if (fresh) {
         ps->env.stats->peer_up++;

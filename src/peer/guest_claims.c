@@ -92,7 +92,7 @@ void kvf_guest_abort_claims(struct kvf_guest *g, bool shm_too)
         struct kvf_claim *c =
             kvf_container_of(n, struct kvf_claim, holder_node);
 
-        if (!c->shm || shm_too)
+        if ((!c->shm || shm_too) && !(c->rdma && g->rdma_stuck))
             claim_end(c, false);
     }
 }
@@ -290,6 +290,7 @@ static bool choose_way(struct kvf_guest *g, const struct kvf_guest_ask *a,
         c->holder_data = e;
         c->shm = e != NULL;
     }
+    c->rdma = !c->eager && !c->shm && g->rdma && g->ps->env.rdma != NULL;
     if (a->mode == KVF_MODE_VIEW && !c->shm) {
         claim_end(c, false);
         deny(g, a->id, KVF_UNSUPPORTED,
@@ -327,8 +328,11 @@ static void grant(struct kvf_guest *g, const struct kvf_guest_ask *a,
     m.u.grant.eager = c->eager;
     if (c->eager)
         payload = gather(c, &scratch);
-    else if (c->shm && !describe(gen, &m.u.grant))
-        c->shm = false, m.u.grant.n_segs = m.u.grant.n_spaces = 0;
+    else if ((c->shm || c->rdma) && !describe(gen, &m.u.grant))
+        c->shm = c->rdma = false, m.u.grant.n_segs = m.u.grant.n_spaces = 0;
+    if (c->rdma)
+        kvf_guest_rdma_describe(g, gen, &m.u.grant);
+    c->rdma = m.u.grant.rdma;
     m.u.grant.shm = c->shm;
     if (c->eager && payload == NULL) {
         claim_end(c, false);
@@ -336,6 +340,7 @@ static void grant(struct kvf_guest *g, const struct kvf_guest_ask *a,
     } else {
         kvf_guest_answer(g, &m, payload, payload != NULL ? gen->size : 0);
     }
+    kvf_guest_rdma_described(&m.u.grant);
     free(m.u.grant.segs);
     free(m.u.grant.spaces);
     free(scratch);

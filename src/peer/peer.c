@@ -104,6 +104,7 @@ static void send_hello(struct kvf_peer *p)
     m.u.hello.n_live = collect_live(p, live);
     m.u.hello.gone = ps->gone;
     m.u.hello.n_gone = ps->n_gone;
+    m.u.hello.rdma = ps->env.rdma != NULL;
     if (p->dial != NULL && kvf_peer_encode(&ps->w, &m) == 0 &&
         ch->ops->send(ch->ctx, p->dial, ps->w.buf.data, ps->w.buf.size) == 0)
         p->last_hello_ns = ps->env.sched->now_ns;
@@ -208,6 +209,7 @@ static void go_down(struct kvf_peer *p, enum kvf_peer_state next)
                 p->addr, p->why.text);
     }
     close_tcp(p);
+    kvf_peer_rdma_stop(p);
     kvf_peer_fail_asks(p, &p->why);
     kvf_peer_lose_grants(p, false, &p->why);
     tell_users(p, false);
@@ -230,6 +232,7 @@ static void forget_incarnation(struct kvf_peer *p)
     kvf_peer_lose_grants(p, true, &why);
     kvf_peer_drop_ends(p);
     close_tcp(p);
+    kvf_peer_rdma_stop(p);
     close_shm(p);
     p->known = false;
 }
@@ -317,6 +320,7 @@ static void renewed(struct kvf_peer *p, const struct kvf_peer_msg *m)
             p->name, p->addr);
     take_tcp(p, m);
     drop_queue(p);
+    kvf_peer_rdma_start(p, m->u.welcome.rdma);
     settle_claims(p, m);
     kvf_peer_repeat_asks(p);
 }
@@ -343,12 +347,14 @@ static void on_welcome(struct kvf_peer *p, struct kvf_peer_msg *m)
     take_tcp(p, m);
     p->state = KVF_PEER_UP;
     p->was_up = true;
+    kvf_peer_rdma_start(p, m->u.welcome.rdma);
     ps->env.stats->peer_up++;
     kvf_log(KVF_LOG_INFO, "KVF PEER", "%s %s addr=%s transport=%s: %s", p->name,
             again ? "reconnect" : "up", p->addr,
-            p->shm_ok    ? "shm"
-            : p->has_tcp ? "tcp"
-                         : "none",
+            p->shm_ok     ? "shm"
+            : p->has_rdma ? "rdma"
+            : p->has_tcp  ? "tcp"
+                          : "none",
             p->shm_why);
     settle_claims(p, m);
     kvf_timer_set(ps->env.sched, &p->tick,
@@ -427,6 +433,12 @@ static void dispatch(struct kvf_peer *p, struct kvf_peer_msg *m)
         kvf_peer_drop_ends(p);
         go_down(p, KVF_PEER_DOWN);
         break;
+    case KVF_PEER_RDMA_ACCEPT:
+    case KVF_PEER_RDMA_REFUSE:
+    case KVF_PEER_RDMA_CLOSE:
+        kvf_peer_rdma_message(p, m);
+        break;
+    case KVF_PEER_RDMA_CONNECT:
     case KVF_PEER_HELLO:
     case KVF_PEER_PING:
     case KVF_PEER_ASK:
@@ -549,6 +561,7 @@ void kvf_peer_end(struct kvf_peer *p)
 {
     hang_up(p, 100);
     close_tcp(p);
+    kvf_peer_rdma_stop(p);
     close_shm(p);
     kvf_timer_cancel(p->ps->env.sched, &p->tick);
 }

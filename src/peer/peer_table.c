@@ -89,6 +89,7 @@ int kvf_peer_at(struct kvf_peers *ps, const char *host, uint16_t port,
     kvf_list_init(&p->outq);
     p->tcp.on_down = on_link_down;
     p->shm.on_down = on_link_down;
+    kvf_peer_rdma_init(p);
     p->down_since_ns = p->last_rx_ns = ps->env.sched->now_ns;
     HASH_ADD_STR(ps->peers, addr, p);
     kvf_peer_begin(p);
@@ -167,6 +168,8 @@ struct kvf_link *kvf_peer_link(struct kvf_peer *p, enum kvf_protocol proto,
         kvf_fail(why, KVF_UNSUPPORTED, "shm to %s: %s", p->name, p->shm_why);
         return NULL;
     }
+    if (proto == KVF_PROTO_RDMA)
+        return kvf_peer_rdma_link(p, why);
     if (proto != KVF_PROTO_TCP || !p->has_tcp || p->state != KVF_PEER_UP) {
         kvf_fail(why, KVF_TRANSPORT, "%s offers no such transport now",
                  p->name);

@@ -130,10 +130,16 @@ static void on_session_message(struct kvf_guest *g, struct kvf_peer_msg *m)
     case KVF_PEER_UNMAPPED:
         kvf_guest_unmapped(g->ps, &m->u.unmapped);
         break;
+    case KVF_PEER_RDMA_CONNECT:
+    case KVF_PEER_RDMA_CLOSE:
+        kvf_guest_rdma_message(g, m);
+        break;
     case KVF_PEER_BYE:
         kvf_guest_down(g, m->u.bye.text);
         kvf_guest_settle(g);
         break;
+    case KVF_PEER_RDMA_ACCEPT:
+    case KVF_PEER_RDMA_REFUSE:
     case KVF_PEER_HELLO:
     case KVF_PEER_WELCOME:
     case KVF_PEER_REFUSE:
@@ -295,9 +301,10 @@ void kvf_peers_list(const struct kvf_peers *ps,
             .host = p->host,
             .port = p->port,
             .state = peer_state_name(p->state),
-            .transport = p->shm_ok    ? "shm"
-                         : p->has_tcp ? "tcp"
-                                      : "none",
+            .transport = p->shm_ok                      ? "shm"
+                         : p->rdma.state == KVF_LINK_UP ? "rdma"
+                         : p->has_tcp                   ? "tcp"
+                                                        : "none",
             .why = p->state == KVF_PEER_UP ? p->shm_why : p->why.text,
             .asks = HASH_COUNT(p->asks),
             .claims = HASH_COUNT(p->grants),

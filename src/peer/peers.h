@@ -15,6 +15,7 @@
 #include "conf/conf.h"
 #include "peer/channel.h"
 #include "store/store.h"
+#include "transport/rdma/rdma.h"
 #include "transport/transport.h"
 #include "wire/peer_msg.h"
 
@@ -48,7 +49,7 @@ struct kvf_peers_env {
     struct kvf_proc_ops proc;
     void *proc_ctx;
     /* Transports that are compiled in and configured; NULL otherwise. */
-    struct kvf_transport *shm, *tcp;
+    struct kvf_transport *shm, *tcp, *rdma;
     /* The own pool, for peers on this host ("" = shm is off). */
     struct kvf_peer_pool pool;
     /* Bulk endpoint to advertise; port 0 = none. */
@@ -86,6 +87,10 @@ void kvf_peers_on_message(struct kvf_peers *ps, const void *rid, size_t rid_len,
 /* A getter sends but does not read, and too many answers wait for it: its
  * session ends. It may open another when it has read them. */
 void kvf_peers_overrun(struct kvf_peers *ps, const void *rid, size_t rid_len);
+
+/* How the rdma transport's handshake travels: links are those of peers,
+ * sessions are guests; arg is not used. */
+extern const struct kvf_rdma_hooks kvf_peers_rdma_hooks;
 
 /* What the bulk transport asks about requests of guests (kvf_serve_ops). */
 extern const struct kvf_serve_ops kvf_guest_serve_ops;
@@ -164,7 +169,10 @@ struct kvf_grant {
     struct kvf_claim *local; /* then this */
     uint64_t generation, size, checksum;
     bool has_checksum;
-    bool shm;     /* segments are mapped here: view and shm copy are possible */
+    bool shm;  /* segments are mapped here: view and shm copy are possible */
+    bool rdma; /* the owner said where they are registered */
+    struct kvf_rdma_keys **keys; /* of the regions; segments point to them */
+    unsigned n_keys;
     bool lost;    /* the owner ended it, or the session is gone */
     bool revoked; /* the owner ended it: its memory may hold other bytes now */
     void *meta;

@@ -56,9 +56,13 @@ struct kvf_peer {
     struct kvf_list outq;
     struct kvf_mapping *pool_map;
     char pool_path[KVF_PEER_PATH];
-    struct kvf_link tcp, shm;
+    struct kvf_link tcp, shm, rdma;
     struct kvf_link_addr tcp_addr;
     bool has_tcp;
+    bool has_rdma;          /* both have a device */
+    unsigned rdma_fails;    /* in a row */
+    uint64_t rdma_again_ns; /* not before that */
+    uint64_t rdma_up_ns;
     UT_hash_handle hh; /* by addr */
 };
 
@@ -100,6 +104,8 @@ struct kvf_guest {
     uint8_t rid[KVF_RID_MAX + 1]; /* length first: the hash key */
     size_t rid_len;
     bool up, daemon_gone, shm_ok, admitted;
+    bool rdma;       /* it has a verbs device */
+    bool rdma_stuck; /* its QP could not be taken down: claims over it stay */
     char shm_why[160];
     uint8_t secret[KVF_SECRET_LEN];
     uint64_t last_rx_ns;
@@ -147,6 +153,20 @@ int kvf_peer_send(struct kvf_peer *p, struct kvf_peer_msg *m);
 /* Dials a peer that is in the table; and hangs up, closing its links. */
 void kvf_peer_begin(struct kvf_peer *p);
 void kvf_peer_end(struct kvf_peer *p);
+/* peer_rdma.c */
+void kvf_peer_rdma_init(struct kvf_peer *p);
+/* The session is up: connects at once where rdma is what gets will use. */
+void kvf_peer_rdma_start(struct kvf_peer *p, bool offered);
+void kvf_peer_rdma_stop(struct kvf_peer *p);
+struct kvf_link *kvf_peer_rdma_link(struct kvf_peer *p, struct kvf_why *why);
+void kvf_peer_rdma_message(struct kvf_peer *p, const struct kvf_peer_msg *m);
+void kvf_guest_rdma_message(struct kvf_guest *g, const struct kvf_peer_msg *m);
+/* Takes the guest's QP down; false: it is not quiet yet. */
+bool kvf_guest_rdma_expel(struct kvf_guest *g);
+/* Fills m->rdma and m->keys; segs and spaces are there. */
+void kvf_guest_rdma_describe(struct kvf_guest *g, const struct kvf_gen *gen,
+                             struct kvf_peer_grant *m);
+void kvf_guest_rdma_described(struct kvf_peer_grant *m);
 /* peer_table.c */
 void kvf_peer_free(struct kvf_peer *p);
 /* grant.c */

@@ -377,7 +377,8 @@ static struct kvf_link *choose_link(struct kvf_get *g, struct kvf_why *why)
         enum kvf_protocol proto = c->protocol[g->proto_at];
         struct kvf_link *link;
 
-        if (proto == KVF_PROTO_SHM && !g->grant->shm)
+        if ((proto == KVF_PROTO_SHM && !g->grant->shm) ||
+            (proto == KVF_PROTO_RDMA && !g->grant->rdma))
             continue;
         link = kvf_peer_link(g->peer, proto, why);
         if (link != NULL) {

@@ -92,6 +92,7 @@ static void count_ok(const struct kvf_get *g, const struct kvf_get_result *r)
     st->eager_gets += strcmp(r->transport, "eager") == 0;
     st->shm_gets += strcmp(r->transport, "shm") == 0;
     st->tcp_gets += strcmp(r->transport, "tcp") == 0;
+    st->rdma_gets += strcmp(r->transport, "rdma") == 0;
     kvf_hist_add(&st->lookup_us, r->lookup_us);
     kvf_hist_add(&st->wait_us, r->wait_us);
     kvf_hist_add(&st->transfer_us, r->transfer_us);

@@ -135,7 +135,7 @@ struct kvf_claim {
     unsigned io; /* sends or copies under way that read the memory */
     struct kvf_claim_private *priv;
     /* for the holder's use */
-    bool shm, eager;
+    bool shm, eager, rdma;
     void *holder_data;
 };
 

@@ -38,10 +38,15 @@ struct kvf_link;
 
 /* ---- what a getter knows of a claim ------------------------------------- */
 
+struct kvf_rdma_keys; /* transport/rdma/handshake.h */
+
 struct kvf_remote_seg {
     struct kvf_mapping *map; /* SAME_HOST transports: where the bytes are
                                 mapped here; NULL otherwise */
     uint64_t offset, length; /* in that file */
+    /* rdma: where that file is registered at the owner; NULL: it is the owner's
+     * pool, which the link knows. */
+    const struct kvf_rdma_keys *keys;
 };
 
 struct kvf_remote {
@@ -49,7 +54,7 @@ struct kvf_remote {
     struct kvf_id token;
     uint64_t size; /* of the payload = sum of the segments */
     unsigned n_segs;
-    struct kvf_remote_seg *segs; /* may be NULL for tcp */
+    struct kvf_remote_seg *segs; /* may be NULL for tcp; n_segs 0 then */
 };
 
 /* ---- one posted piece ---------------------------------------------------- */

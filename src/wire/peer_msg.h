@@ -13,6 +13,7 @@
 #include "base/worker.h"
 #include "wire/engine_msg.h"
 #include "wire/mp.h"
+#include "wire/rdma_msg.h"
 
 #define KVF_PEER_VERSION 1u
 #define KVF_SECRET_LEN 32
@@ -33,7 +34,11 @@
     X(ENDED, 12, false)   /* acknowledges DONE, ABORT */                       \
     X(REVOKED, 13, false) /* owner ended the claim */                          \
     X(UNMAPPED, 14, true) /* a client unmapped the views of an old start */    \
-    X(BYE, 15, true)      /* either side: going away in order */
+    X(BYE, 15, true)      /* either side: going away in order */               \
+    X(RDMA_CONNECT, 32, true) /* getter's end of an RC connection */           \
+    X(RDMA_ACCEPT, 33, false) /* owner's end of it */                          \
+    X(RDMA_REFUSE, 34, false) /* no such connection: with the reason */        \
+    X(RDMA_CLOSE, 35, true)   /* either side: its end is gone */
 
 enum kvf_peer_type {
 #define KVF_PEER_ENUM(name, number, client) KVF_PEER_##name = number,
@@ -100,6 +105,10 @@ struct kvf_peer_grant {
     unsigned n_segs, n_spaces;
     struct kvf_peer_seg *segs; /* decoded: malloced, freed by _done */
     struct kvf_peer_space *spaces;
+    /* The payload may be read by RDMA at segs. keys (may be NULL): for each
+     * space where it is registered, or NULL. */
+    bool rdma;
+    struct kvf_rdma_keys **keys;
 };
 
 struct kvf_peer_msg {
@@ -112,6 +121,7 @@ struct kvf_peer_msg {
             unsigned n_live;
             struct kvf_peer_gone *gone;
             unsigned n_gone;
+            bool rdma; /* has a verbs device */
         } hello;
         struct {
             struct kvf_peer_pool pool;
@@ -123,6 +133,7 @@ struct kvf_peer_msg {
             uint8_t secret[KVF_SECRET_LEN];
             uint64_t *dead; /* of hello.live: not live any more */
             unsigned n_dead;
+            bool rdma; /* RDMA_CONNECT is welcome */
         } welcome;
         struct {
             uint32_t status;
@@ -157,6 +168,9 @@ struct kvf_peer_msg {
         struct {
             char text[200];
         } bye;
+        struct kvf_rdma_connect rdma_connect;
+        struct kvf_rdma_accept rdma_accept; /* pool: malloced, as above */
+        struct kvf_rdma_word rdma_word;     /* RDMA_REFUSE, RDMA_CLOSE */
     } u;
     const void *payload; /* frame 2 of a GRANT with eager bytes */
     size_t payload_len;

@@ -7,6 +7,8 @@
  * (they end in logs and replies). */
 #include "wire/peer_msg.h"
 
+#include "wire/peer_msg_rdma.h"
+
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
@@ -53,6 +55,15 @@ static void flag(struct reader *r, const char *key, bool *out)
         r->rc = rc;
     else if (rc == 0)
         missing(r, key);
+}
+
+/* Absent is false. */
+static void flag_opt(struct reader *r, const char *key, bool *out)
+{
+    int rc = r->rc < 0 ? 0 : kvf_mp_bool(r->map, key, out, r->why);
+
+    if (rc < 0)
+        r->rc = rc;
 }
 
 static bool bytes_opt(struct reader *r, const char *key, void *out, size_t len)
@@ -216,6 +227,7 @@ static void read_welcome(struct reader *r, struct kvf_peer_msg *m)
     text(r, "shm_why", m->u.welcome.shm_why, sizeof m->u.welcome.shm_why);
     flag(r, "tcp", &m->u.welcome.tcp);
     claims(r, "dead", &m->u.welcome.dead, &m->u.welcome.n_dead);
+    flag_opt(r, "rdma", &m->u.welcome.rdma);
     if (r->rc < 0 || !m->u.welcome.tcp)
         return;
     name(r, "tcp_host", 1, m->u.welcome.tcp_host, sizeof m->u.welcome.tcp_host);
@@ -350,6 +362,8 @@ static void read_grant(struct reader *r, struct kvf_peer_msg *m)
     }
     grant_spaces(r, g);
     grant_segs(r, g);
+    if (r->rc == 0)
+        r->rc = kvf_peer_rdma_read_grant(r->map, g, r->why);
     if (r->rc < 0)
         return;
     if (g->eager != (m->payload != NULL) ||
@@ -383,6 +397,7 @@ static void read_body(struct reader *r, struct kvf_peer_msg *m)
         u64(r, "peer_timeout_ms", 0, KVF_MAX_MS, &m->u.hello.peer_timeout_ms);
         claims(r, "live", &m->u.hello.live, &m->u.hello.n_live);
         gone_list(r, &m->u.hello.gone, &m->u.hello.n_gone);
+        flag_opt(r, "rdma", &m->u.hello.rdma);
         break;
     case KVF_PEER_WELCOME:
         read_welcome(r, m);
@@ -428,6 +443,12 @@ static void read_body(struct reader *r, struct kvf_peer_msg *m)
         break;
     case KVF_PEER_BYE:
         text(r, "text", m->u.bye.text, sizeof m->u.bye.text);
+        break;
+    case KVF_PEER_RDMA_CONNECT:
+    case KVF_PEER_RDMA_ACCEPT:
+    case KVF_PEER_RDMA_REFUSE:
+    case KVF_PEER_RDMA_CLOSE:
+        r->rc = kvf_peer_rdma_read(r->map, m, r->why);
         break;
     case KVF_PEER_TYPE_END:
     default:
@@ -531,9 +552,11 @@ void kvf_peer_done(struct kvf_peer_msg *m)
     } else if (m->head.type == KVF_PEER_WELCOME) {
         free(m->u.welcome.dead);
     } else if (m->head.type == KVF_PEER_GRANT) {
+        kvf_peer_rdma_grant_done(&m->u.grant);
         free(m->u.grant.segs);
         free(m->u.grant.spaces);
     }
+    kvf_peer_rdma_done(m);
     kvf_mp_done(&m->mp);
     m->decoded = false;
 }

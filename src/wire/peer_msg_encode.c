@@ -3,6 +3,8 @@
  * memory. */
 #include "wire/peer_msg.h"
 
+#include "wire/peer_msg_rdma.h"
+
 #include <string.h>
 
 #define HEAD_ITEMS 9u
@@ -52,9 +54,17 @@ static void put_claims(struct kvf_mpw *w, const char *key,
         kvf_mpw_u64(w, claims[i]);
 }
 
+/* Only where there is one: daemons without send what they always sent. */
+static void put_rdma(struct kvf_mpw *w, bool rdma)
+{
+    if (rdma)
+        kvf_mpw_kv_bool(w, "rdma", true);
+}
+
 static void put_hello(struct kvf_mpw *w, const struct kvf_peer_msg *m)
 {
-    kvf_mpw_map(w, 4);
+    kvf_mpw_map(w, 4u + m->u.hello.rdma);
+    put_rdma(w, m->u.hello.rdma);
     put_pool(w, &m->u.hello.pool);
     kvf_mpw_kv_u64(w, "peer_timeout_ms", m->u.hello.peer_timeout_ms);
     put_claims(w, "live", m->u.hello.live, m->u.hello.n_live);
@@ -73,7 +83,8 @@ static void put_hello(struct kvf_mpw *w, const struct kvf_peer_msg *m)
 
 static void put_welcome(struct kvf_mpw *w, const struct kvf_peer_msg *m)
 {
-    kvf_mpw_map(w, m->u.welcome.tcp ? 8 : 5);
+    kvf_mpw_map(w, (m->u.welcome.tcp ? 8u : 5u) + m->u.welcome.rdma);
+    put_rdma(w, m->u.welcome.rdma);
     put_pool(w, &m->u.welcome.pool);
     kvf_mpw_kv_bool(w, "shm", m->u.welcome.shm);
     put_text(w, "shm_why", m->u.welcome.shm_why, sizeof m->u.welcome.shm_why);
@@ -108,7 +119,8 @@ static void put_ask(struct kvf_mpw *w, const struct kvf_peer_ask *a)
 
 static void put_grant(struct kvf_mpw *w, const struct kvf_peer_grant *g)
 {
-    kvf_mpw_map(w, 10u + g->has_checksum);
+    kvf_mpw_map(w, 10u + g->has_checksum + kvf_peer_rdma_put_grant(NULL, g));
+    kvf_peer_rdma_put_grant(w, g);
     kvf_mpw_kv_u64(w, "ask", g->ask);
     kvf_mpw_kv_u64(w, "claim", g->claim);
     kvf_mpw_kv_u64(w, "generation", g->generation);
@@ -214,6 +226,12 @@ static bool put_body(struct kvf_mpw *w, const struct kvf_peer_msg *m)
     case KVF_PEER_BYE:
         kvf_mpw_map(w, 1);
         put_text(w, "text", m->u.bye.text, sizeof m->u.bye.text);
+        return true;
+    case KVF_PEER_RDMA_CONNECT:
+    case KVF_PEER_RDMA_ACCEPT:
+    case KVF_PEER_RDMA_REFUSE:
+    case KVF_PEER_RDMA_CLOSE:
+        kvf_peer_rdma_put(w, m);
         return true;
     case KVF_PEER_TYPE_END:
     default:

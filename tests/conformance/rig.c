@@ -7,7 +7,13 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-const char *const rig_names[RIG_KINDS] = {"sim", "shm", "tcp", "tcp streams"};
+const char *const rig_names[RIG_KINDS] = {
+    "sim", "shm", "tcp", "tcp streams", "rdma", "rdma late", "rdma device"};
+
+bool rig_has(enum rig_kind kind)
+{
+    return kind != RIG_RDMA_DEVICE || getenv("KVF_RDMA_DEVICE") != NULL;
+}
 
 static int resolve(void *arg, void *session, uint64_t claim,
                    const struct kvf_id *token, bool write, uint64_t offset,
@@ -92,9 +98,12 @@ static void open_shm(struct rig *r)
 
     r->maps = kvf_map_cache_create(0);
     assert_int_equal(kvf_map_fd(r->maps, fd, r->size, true, &r->map, NULL), 0);
-    r->segs[0] = (struct kvf_remote_seg){r->map, 0, a};
-    r->segs[1] = (struct kvf_remote_seg){r->map, a, b};
-    r->segs[2] = (struct kvf_remote_seg){r->map, a + b, c};
+    r->segs[0] =
+        (struct kvf_remote_seg){.map = r->map, .offset = 0, .length = a};
+    r->segs[1] =
+        (struct kvf_remote_seg){.map = r->map, .offset = a, .length = b};
+    r->segs[2] =
+        (struct kvf_remote_seg){.map = r->map, .offset = a + b, .length = c};
     r->remote.segs = r->segs;
     r->remote.n_segs = 3;
     assert_int_equal(kvf_shm_create(r->sched, &r->stats, &r->t, NULL), 0);
@@ -124,6 +133,8 @@ void rig_open(struct rig *r, enum rig_kind kind, uint64_t size)
     else if (kind == RIG_SIM)
         assert_int_equal(
             kvf_sim_create(r->sched, &r->stats, &r->sim, &r->t, NULL), 0);
+    else if (rig_rdma_kind(kind))
+        rig_rdma_open(r);
     else
         open_tcp(r);
     assert_int_equal(rig_link(r, &r->link), 0);
@@ -186,8 +197,11 @@ void rig_close(struct rig *r)
 {
     kvf_link_close(&r->link);
     rig_turns(r, 3);
+    if (rig_rdma_kind(r->kind))
+        rig_rdma_close(r);
     kvf_transport_destroy(r->t);
     kvf_transport_destroy(r->owner);
+    assert_int_equal(fake_objects() + fake.misuses, 0);
     assert_int_equal(r->pins, 0);
     if (r->map != NULL) {
         assert_int_equal(r->map->refs, 1);
@@ -226,6 +240,7 @@ void pull_init(struct pull *p, struct rig *r, bool write)
 
     *p = (struct pull){.rig = r};
     p->mem = calloc(1, r->size);
+    rig_register(r, p->mem, r->size);
     v = (struct iovec){p->mem, r->size};
     pull_over(p, r, write, &v, 1);
 }
@@ -238,6 +253,7 @@ void pull_init_scattered(struct pull *p, struct rig *r, struct kvf_rng *rng,
 
     *p = (struct pull){.rig = r};
     p->mem = calloc(1, r->size);
+    rig_register(r, p->mem, r->size);
     for (uint64_t at = 0; at < r->size;) {
         uint64_t len = kvf_rng_below(rng, max + 1);
 
@@ -261,5 +277,6 @@ void pull_start(struct pull *p, struct kvf_link *link)
 void pull_end(struct pull *p)
 {
     kvf_xfer_fini(&p->x);
+    rig_unregister(p->rig, p->mem);
     free(p->mem);
 }

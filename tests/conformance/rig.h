@@ -15,11 +15,22 @@
 #include <stdlib.h>
 #include <cmocka.h>
 
+#include "rig_rdma.h"
+
 #define KIB 1024ull
 #define MIB (1024 * KIB)
 #define CLAIM 7u
 
-enum rig_kind { RIG_SIM, RIG_SHM, RIG_TCP, RIG_TCP_STREAMS, RIG_KINDS };
+enum rig_kind {
+    RIG_SIM,
+    RIG_SHM,
+    RIG_TCP,
+    RIG_TCP_STREAMS,
+    RIG_RDMA,        /* verbs devices inside the process */
+    RIG_RDMA_LATE,   /* whose completions take their time */
+    RIG_RDMA_DEVICE, /* a real one: environment KVF_RDMA_DEVICE */
+    RIG_KINDS
+};
 extern const char *const rig_names[RIG_KINDS];
 
 struct rig {
@@ -28,7 +39,7 @@ struct rig {
     struct kvf_sched *sched;
     struct kvf_stats stats;
     /* owner */
-    struct kvf_transport *owner; /* tcp only */
+    struct kvf_transport *owner; /* tcp, rdma */
     uint8_t *payload;
     uint64_t size;
     int memfd;
@@ -49,6 +60,7 @@ struct rig {
     struct kvf_why down_why;
     bool inside; /* a call is on the stack: no callback may come */
     int fds;     /* open descriptors before */
+    struct rig_rdma rdma;
 };
 
 struct pull {
@@ -60,7 +72,12 @@ struct pull {
     struct kvf_why why;
 };
 
+/* False: it cannot run here (no such device). */
+bool rig_has(enum rig_kind kind);
 void rig_open(struct rig *r, enum rig_kind kind, uint64_t size);
+/* Memory here that a transfer uses: rdma wants to know it. */
+void rig_register(struct rig *r, void *base, uint64_t size);
+void rig_unregister(struct rig *r, const void *base);
 /* Also checks pins and descriptors. */
 void rig_close(struct rig *r);
 int rig_link(struct rig *r, struct kvf_link *link);

@@ -32,6 +32,7 @@ static void init(struct scat *p, struct rig *r, struct kvf_rng *rng,
 {
     *p = (struct scat){.rig = r};
     run_source_init(&p->s, rng, r->size, max);
+    rig_register(r, p->s.local, p->s.local_size);
     kvf_scatter_init(&p->x, r->sched, write, &p->s.src, p->s.bytes, on_done);
 }
 
@@ -46,6 +47,7 @@ static void start(struct scat *p)
 static void end(struct scat *p)
 {
     kvf_scatter_fini(&p->x);
+    rig_unregister(p->rig, p->s.local);
     run_source_free(&p->s);
 }
 
@@ -254,7 +256,7 @@ static void write_cancelled(enum rig_kind kind)
  * answered. shm and sim ask nobody. */
 static void refused(enum rig_kind kind)
 {
-    if (kind == RIG_SIM || kind == RIG_SHM)
+    if (kind == RIG_SIM || kind == RIG_SHM || rig_rdma_kind(kind))
         return;
     for (int write = 0; write < 2; write++)
         for (int after = 0; after < 25; after += 4) {
@@ -318,8 +320,9 @@ static void unfit(enum rig_kind kind)
 static void run(void **state, void (*fn)(enum rig_kind))
 {
     (void)state;
-    for (unsigned k = 0; k < RIG_TCP; k++)
-        fn((enum rig_kind)k);
+    for (unsigned k = 0; k < RIG_KINDS; k++)
+        if (k != RIG_TCP && k != RIG_TCP_STREAMS && rig_has((enum rig_kind)k))
+            fn((enum rig_kind)k);
 }
 
 #define CASE(name)                                                             \

@@ -71,7 +71,9 @@ static void concurrent(enum rig_kind kind)
     /* One may be ahead by what it has posted, and a part of that. */
     ahead = 2 * r.t->ops->depth(&r.link, r.size) * r.t->ops->chunk(&r.link);
     for (unsigned i = 0; i < 8; i++)
-        assert_true(p[i].x.bytes_done + ahead >= r.size);
+        if (p[i].x.bytes_done + ahead < r.size)
+            fail_msg("%s: number %u has only %llu bytes", rig_names[kind], i,
+                     (unsigned long long)p[i].x.bytes_done);
     for (unsigned i = 0; i < 8; i++) {
         rig_until(&r, &p[i].calls, 20000);
         assert_int_equal(p[i].status, 0);
@@ -243,6 +245,7 @@ static void no_room(enum rig_kind kind)
     int rc = 0;
 
     rig_open(&r, kind, 4096);
+    rig_register(&r, p, 4096 * sizeof *p);
     r.sim.room = 10;
     for (; n < 4096 && rc == 0; n++) {
         p[n].op = (struct kvf_transfer_op){.remote = &r.remote,
@@ -265,6 +268,7 @@ static void no_room(enum rig_kind kind)
     }
     p[0].op.offset = 4096; /* outside */
     assert_int_equal(kvf_link_post(&r.link, &p[0].op, NULL), -KVF_INVALID);
+    rig_unregister(&r, p);
     free(p);
     rig_close(&r);
 }
@@ -273,7 +277,8 @@ static void run(void **state, void (*fn)(enum rig_kind))
 {
     (void)state;
     for (unsigned k = 0; k < RIG_KINDS; k++)
-        fn((enum rig_kind)k);
+        if (rig_has((enum rig_kind)k))
+            fn((enum rig_kind)k);
 }
 
 #define CASE(name)                                                             \

@@ -35,6 +35,7 @@ LIBRARY = [
     (re.compile(r"zmq"), {"loop", "client"}),
     (re.compile(r"ini\.h$"), {"conf"}),
     (re.compile(r"msgpack"), {"wire"}),
+    (re.compile(r"infiniband/"), {"transport"}),
 ]
 INCLUDE = re.compile(r"^\s*#\s*include\s+([<\"])([^>\"]+)[>\"]", re.M)
 

@@ -1,0 +1,570 @@
+/* The device: which one, its port, its GIDs, its asynchronous events.
+ *
+ * Happy path: the configured device, or the first with an active port, best the
+ * one that has the advertised address. Failure modes: none there; port down (it
+ * comes back by an event); device fatal (rdma is over until a restart, other
+ * transports go on). errno becomes advice here. */
+#include "transport/rdma/rdma_priv.h"
+
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#define GID_TABLE 256
+
+/* ---- advice ---------------------------------------------------------------
+ */
+
+static int memlock_advice(struct kvf_why *why, const char *what, int err)
+{
+    struct rlimit rl = {0};
+    char limit[32] = "unlimited";
+
+    getrlimit(RLIMIT_MEMLOCK, &rl);
+    if (rl.rlim_cur != RLIM_INFINITY)
+        snprintf(limit, sizeof limit, "%llu KiB",
+                 (unsigned long long)rl.rlim_cur / 1024);
+    return kvf_fail(why, KVF_NO_SPACE,
+                    "%s: %s: memory for the device has to be locked and "
+                    "`ulimit -l` is %s (LimitMEMLOCK= of the unit)",
+                    what, strerror(err), limit);
+}
+
+int kvf_rdma_advise(const struct kvf_rdma *r, struct kvf_why *why,
+                    const char *what, int err)
+{
+    const char *dev = r->name[0] != '\0' ? r->name : "rdma";
+
+    if (err == ENOMEM)
+        return memlock_advice(why, what, err);
+    if (err == EINVAL && strcmp(what, "QP to RTR") == 0)
+        return kvf_fail(why, KVF_TRANSPORT,
+                        "%s: %s: %s: the GID does not lead to the peer: see "
+                        "`kvferry doctor`, set [rdma] gid_index",
+                        dev, what, strerror(err));
+    if (err == ENETUNREACH || err == ETIMEDOUT || err == EHOSTUNREACH)
+        return kvf_fail(why, KVF_TRANSPORT,
+                        "%s: %s: %s: no route or neighbour for the peer's GID: "
+                        "see `kvferry doctor`, set [rdma] gid_index",
+                        dev, what, strerror(err));
+    if (err == EACCES || err == EPERM)
+        return kvf_fail(why, KVF_UNSUPPORTED,
+                        "%s: %s: %s: may this user open /dev/infiniband?", dev,
+                        what, strerror(err));
+    return kvf_fail(why, KVF_TRANSPORT, "%s: %s: %s", dev, what,
+                    strerror(err != 0 ? err : EIO));
+}
+
+/* ---- GIDs -------------------------------------------------------------------
+ */
+
+/* A numeric address as a GID. */
+static bool address_gid(const char *text, uint8_t out[16])
+{
+    memset(out, 0, 16);
+    if (inet_pton(AF_INET, text, out + 12) == 1) {
+        out[10] = out[11] = 0xff;
+        return true;
+    }
+    return inet_pton(AF_INET6, text, out) == 1;
+}
+
+/* UDP connect sends nothing; it asks the routing table. */
+bool kvf_rdma_route_source(void *arg, const uint8_t dst[16], uint8_t src[16])
+{
+    struct sockaddr_in v4 = {.sin_family = AF_INET, .sin_port = htons(4791)};
+    struct sockaddr_in6 v6 = {.sin6_family = AF_INET6,
+                              .sin6_port = htons(4791)};
+    bool is_v4 = kvf_rdma_gid_is_v4(dst), ok;
+    socklen_t len = is_v4 ? sizeof v4 : sizeof v6;
+    struct sockaddr *sa =
+        is_v4 ? (struct sockaddr *)&v4 : (struct sockaddr *)&v6;
+    int fd = socket(is_v4 ? AF_INET : AF_INET6, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+
+    (void)arg;
+    if (fd < 0)
+        return false;
+    if (is_v4)
+        memcpy(&v4.sin_addr, dst + 12, 4);
+    else
+        memcpy(&v6.sin6_addr, dst, 16);
+    ok = connect(fd, sa, len) == 0 && getsockname(fd, sa, &len) == 0;
+    close(fd);
+    if (!ok)
+        return false;
+    if (is_v4) {
+        memset(src, 0, 10);
+        src[10] = src[11] = 0xff;
+        memcpy(src + 12, &v4.sin_addr, 4);
+    } else {
+        memcpy(src, &v6.sin6_addr, 16);
+    }
+    return true;
+}
+
+/* Lower is better: RoCE v2 before v1, routable before link-local, the
+ * advertised address before all. */
+static unsigned rank_gid(const struct kvf_rdma_gid *g, const uint8_t *prefer)
+{
+    unsigned rank = 0;
+
+    if (prefer == NULL || memcmp(g->raw, prefer, 16) != 0)
+        rank += 8;
+    if (g->type == KVF_RDMA_GID_ROCE_V1)
+        rank += 4;
+    if (g->raw[0] == 0xfe && (g->raw[1] & 0xc0) == 0x80)
+        rank += 2;
+    if (!kvf_rdma_gid_is_v4(g->raw))
+        rank += 1;
+    return rank;
+}
+
+static void add_gid(struct kvf_rdma *r, const struct kvf_rdma_gid *g,
+                    const uint8_t *prefer)
+{
+    unsigned at = r->n_gid;
+
+    while (at > 0 && rank_gid(&r->gid[at - 1], prefer) > rank_gid(g, prefer))
+        at--;
+    if (at == KVF_RDMA_GIDS)
+        return;
+    if (r->n_gid < KVF_RDMA_GIDS)
+        r->n_gid++;
+    memmove(&r->gid[at + 1], &r->gid[at],
+            (r->n_gid - at - 1) * sizeof r->gid[0]);
+    r->gid[at] = *g;
+}
+
+static void read_gids(struct kvf_rdma *r)
+{
+    struct ibv_gid_entry *e = calloc(GID_TABLE, sizeof *e);
+    static const uint8_t zero[16];
+    uint8_t prefer[16];
+    bool preferred = address_gid(r->conf.prefer, prefer);
+    int n = e != NULL ? r->v->gid_table(r->ctx, e, GID_TABLE) : 0;
+
+    r->n_gid = 0;
+    for (int i = 0; i < n; i++) {
+        struct kvf_rdma_gid g = {.type = (uint8_t)e[i].gid_type,
+                                 .index = e[i].gid_index};
+
+        memcpy(g.raw, e[i].gid.raw, 16);
+        if (e[i].port_num != r->port || memcmp(g.raw, zero, 16) == 0 ||
+            e[i].gid_type > KVF_RDMA_GID_ROCE_V2 || g.index > UINT8_MAX)
+            continue;
+        if (r->conf.gid_index < 0 || (uint32_t)r->conf.gid_index == g.index)
+            add_gid(r, &g, preferred ? prefer : NULL);
+    }
+    free(e);
+}
+
+/* ---- port -------------------------------------------------------------------
+ */
+
+static uint32_t port_mtu(const struct kvf_rdma *r)
+{
+    uint32_t mtu = 128u << (unsigned)r->port_attr.active_mtu;
+
+    if (r->conf.mtu != 0 && r->conf.mtu < mtu)
+        mtu = r->conf.mtu;
+    return mtu < 256 ? 256 : mtu > 4096 ? 4096 : mtu;
+}
+
+static bool is_ethernet(const struct kvf_rdma *r)
+{
+    return r->port_attr.link_layer == IBV_LINK_LAYER_ETHERNET;
+}
+
+static void describe(struct kvf_rdma *r)
+{
+    char gid[64] = "none";
+
+    if (r->n_gid > 0)
+        kvf_rdma_gid_text(r->gid[0].raw, gid, sizeof gid);
+    snprintf(r->text, sizeof r->text, "%s:%u %s mtu=%u gid=%d (%s, %s)",
+             r->name, r->port, is_ethernet(r) ? "Ethernet" : "InfiniBand",
+             port_mtu(r), r->n_gid > 0 ? (int)r->gid[0].index : -1, gid,
+             r->n_gid > 0 ? kvf_rdma_gid_type_name(r->gid[0].type) : "-");
+}
+
+int kvf_rdma_device_refresh(struct kvf_rdma *r, struct kvf_why *why)
+{
+    int err = r->v->query_port(r->ctx, r->port, &r->port_attr);
+
+    r->port_up = false;
+    if (err != 0)
+        return kvf_rdma_advise(r, why, "ibv_query_port", err);
+    read_gids(r);
+    describe(r);
+    if (r->port_attr.state != IBV_PORT_ACTIVE)
+        return kvf_fail(why, KVF_UNSUPPORTED, "%s: port %u is not active",
+                        r->name, r->port);
+    if (r->n_gid == 0 && is_ethernet(r))
+        return kvf_fail(why, KVF_UNSUPPORTED,
+                        "%s: port %u has no GID%s: give its network interface "
+                        "an address",
+                        r->name, r->port,
+                        r->conf.gid_index >= 0 ? " of that gid_index" : "");
+    r->port_up = true;
+    return 0;
+}
+
+void kvf_rdma_device_end(const struct kvf_rdma *r, struct kvf_rdma_end *end)
+{
+    *end = (struct kvf_rdma_end){
+        .link_layer = is_ethernet(r) ? KVF_RDMA_ETHERNET : KVF_RDMA_IB,
+        .lid = r->port_attr.lid,
+        .mtu = port_mtu(r),
+        .n_gid = r->n_gid,
+    };
+    memcpy(end->gid, r->gid, sizeof end->gid);
+}
+
+/* ---- which device -----------------------------------------------------------
+ */
+
+/* "mlx5_0:1" -> "mlx5_0" and 1; port 0 = any. */
+static int parse_name(const char *text, char *name, size_t cap, unsigned *port,
+                      struct kvf_why *why)
+{
+    const char *colon = strchr(text, ':');
+    size_t len = colon != NULL ? (size_t)(colon - text) : strlen(text);
+    char *end = NULL;
+    unsigned long p = 0;
+
+    if (colon != NULL)
+        p = strtoul(colon + 1, &end, 10);
+    if (len == 0 || len >= cap ||
+        (colon != NULL &&
+         (end == colon + 1 || *end != '\0' || p == 0 || p > UINT8_MAX)))
+        return kvf_fail(why, KVF_INVALID,
+                        "device_name = %s is not NAME or NAME:PORT", text);
+    memcpy(name, text, len);
+    name[len] = '\0';
+    *port = (unsigned)p;
+    return 0;
+}
+
+static int try_port(struct kvf_rdma *r, unsigned port, struct kvf_why *why)
+{
+    r->port = (uint8_t)port;
+    return kvf_rdma_device_refresh(r, why);
+}
+
+/* Opens one device and finds its first usable port. */
+static int try_device(struct kvf_rdma *r, struct ibv_device *dev, unsigned port,
+                      struct kvf_why *why)
+{
+    const char *name = r->v->device_name(dev);
+    int err, rc;
+
+    snprintf(r->name, sizeof r->name, "%s", name != NULL ? name : "?");
+    errno = 0;
+    r->ctx = r->v->open_device(dev);
+    if (r->ctx == NULL)
+        return kvf_rdma_advise(r, why, "ibv_open_device", errno);
+    err = r->v->query_device(r->ctx, &r->attr);
+    if (err != 0) {
+        rc = kvf_rdma_advise(r, why, "ibv_query_device", err);
+    } else if (r->attr.max_qp_rd_atom <= 0 ||
+               r->attr.max_qp_init_rd_atom <= 0 || r->attr.max_sge <= 0 ||
+               r->attr.max_qp_wr < 8) {
+        rc = kvf_fail(why, KVF_UNSUPPORTED, "%s serves no RDMA READ", r->name);
+    } else if (port != 0) {
+        rc = try_port(r, port, why);
+    } else {
+        rc = kvf_fail(why, KVF_UNSUPPORTED, "%s has no port", r->name);
+        for (unsigned p = 1; p <= r->attr.phys_port_cnt && rc != 0; p++)
+            rc = try_port(r, p, why);
+    }
+    if (rc == 0)
+        return 0;
+    (void)r->v->close_device(r->ctx);
+    r->ctx = NULL;
+    return rc;
+}
+
+static bool has_preferred(const struct kvf_rdma *r)
+{
+    uint8_t prefer[16];
+
+    if (!address_gid(r->conf.prefer, prefer))
+        return false;
+    for (unsigned i = 0; i < r->n_gid; i++)
+        if (memcmp(r->gid[i].raw, prefer, 16) == 0)
+            return true;
+    return false;
+}
+
+/* auto: the one with the advertised address, else the first that is usable. */
+static int try_all(struct kvf_rdma *r, struct ibv_device **list, int n,
+                   struct kvf_why *why)
+{
+    int first = -1, rc = kvf_fail(why, KVF_NOT_FOUND, "no verbs device here");
+
+    for (int i = 0; i < n; i++) {
+        int one = try_device(r, list[i], 0, why);
+
+        if (one != 0) {
+            rc = first < 0 ? one : rc;
+            continue;
+        }
+        if (has_preferred(r))
+            return 0;
+        if (first < 0)
+            first = i;
+        (void)r->v->close_device(r->ctx);
+        r->ctx = NULL;
+    }
+    return first >= 0 ? try_device(r, list[first], 0, why) : rc;
+}
+
+static int find_device(struct kvf_rdma *r, struct ibv_device **list, int n,
+                       struct kvf_why *why)
+{
+    char name[64];
+    unsigned port = 0;
+    int rc;
+
+    if (strcmp(r->conf.device, "auto") == 0)
+        return try_all(r, list, n, why);
+    rc = parse_name(r->conf.device, name, sizeof name, &port, why);
+    if (rc != 0)
+        return rc;
+    for (int i = 0; i < n; i++) {
+        const char *is = r->v->device_name(list[i]);
+
+        if (is != NULL && strcmp(is, name) == 0)
+            return try_device(r, list[i], port, why);
+    }
+    return kvf_fail(why, KVF_NOT_FOUND,
+                    "no verbs device %s here (%d others): see `kvferry doctor`",
+                    name, n);
+}
+
+static int nonblocking(int fd)
+{
+    int flags = fcntl(fd, F_GETFL);
+
+    return flags >= 0 && fcntl(fd, F_SETFL, flags | O_NONBLOCK) == 0 ? 0
+                                                                     : errno;
+}
+
+static int open_objects(struct kvf_rdma *r, struct kvf_why *why)
+{
+    int err;
+
+    errno = 0;
+    r->pd = r->v->alloc_pd(r->ctx);
+    if (r->pd == NULL)
+        return kvf_rdma_advise(r, why, "ibv_alloc_pd", errno);
+    r->channel = r->v->create_channel(r->ctx);
+    if (r->channel == NULL)
+        return kvf_rdma_advise(r, why, "ibv_create_comp_channel", errno);
+    r->idle_cq = r->v->create_cq(r->ctx, 1, NULL, NULL);
+    if (r->idle_cq == NULL)
+        return kvf_rdma_advise(r, why, "ibv_create_cq", errno);
+    r->n_cqs++;
+    err = nonblocking(r->channel->fd);
+    if (err == 0)
+        err = nonblocking(r->ctx->async_fd);
+    if (err != 0)
+        return kvf_rdma_advise(r, why, "fcntl", err);
+    return 0;
+}
+
+int kvf_rdma_device_open(struct kvf_rdma *r, struct kvf_why *why)
+{
+    struct ibv_device **list;
+    int n = 0, rc;
+
+    errno = 0;
+    list = r->v->get_device_list(&n);
+    if (list == NULL || n <= 0) {
+        if (list != NULL)
+            r->v->free_device_list(list);
+        return kvf_fail(
+            why, KVF_NOT_FOUND, "no verbs device here%s%s",
+            list == NULL && errno != 0 && errno != ENOSYS ? ": " : "",
+            list == NULL && errno != 0 && errno != ENOSYS ? strerror(errno)
+                                                          : "");
+    }
+    rc = find_device(r, list, n, why);
+    r->v->free_device_list(list);
+    if (rc == 0)
+        rc = open_objects(r, why);
+    if (rc == 0)
+        rc = kvf_source_add(r->reactor, &r->cq_src, "rdma:cq", &kvf_rdma_cq_ops,
+                            r->channel->fd, KVF_WANT_READ, why);
+    r->has_cq_src = rc == 0;
+    if (rc == 0)
+        rc = kvf_source_add(r->reactor, &r->async_src, "rdma:async",
+                            &kvf_rdma_async_ops, r->ctx->async_fd,
+                            KVF_WANT_READ, why);
+    r->has_async = rc == 0;
+    return rc;
+}
+
+void kvf_rdma_device_close(struct kvf_rdma *r)
+{
+    if (r->has_cq_src)
+        kvf_source_remove(&r->cq_src);
+    if (r->has_async)
+        kvf_source_remove(&r->async_src);
+    if (r->idle_cq != NULL && r->v->destroy_cq(r->idle_cq) == 0)
+        r->n_cqs--;
+    if (r->channel != NULL)
+        (void)r->v->destroy_channel(r->channel);
+    if (r->pd != NULL)
+        (void)r->v->dealloc_pd(r->pd);
+    if (r->ctx != NULL)
+        (void)r->v->close_device(r->ctx);
+    r->idle_cq = NULL;
+    r->channel = NULL;
+    r->pd = NULL;
+    r->ctx = NULL;
+}
+
+/* ---- asynchronous events ----------------------------------------------------
+ */
+
+static void abort_links(struct kvf_rdma *r, const struct kvf_why *why)
+{
+    kvf_list_for_each_safe (n, &r->links)
+        kvf_rdma_link_abort(kvf_container_of(n, struct kvf_rdma_link, node),
+                            why);
+}
+
+static void port_event(struct kvf_rdma *r, const char *what)
+{
+    struct kvf_why why;
+    struct kvf_rdma_gid before[KVF_RDMA_GIDS];
+    unsigned n_before = r->n_gid;
+    uint16_t lid = r->port_attr.lid;
+    bool was_up = r->port_up;
+
+    memcpy(before, r->gid, sizeof before);
+    if (kvf_rdma_device_refresh(r, &why) != 0) {
+        kvf_fail_prefix(&why, "%s", what);
+        abort_links(r, &why);
+        return;
+    }
+    if (was_up && n_before == r->n_gid && lid == r->port_attr.lid &&
+        memcmp(before, r->gid, n_before * sizeof before[0]) == 0)
+        return;
+    if (!was_up)
+        return; /* links are gone already */
+    kvf_fail(&why, KVF_TRANSPORT, "%s:%u: %s", r->name, r->port, what);
+    abort_links(r, &why);
+    kvf_rdma_guests_fail(r, &why);
+}
+
+static void device_fatal(struct kvf_rdma *r)
+{
+    struct kvf_why why;
+
+    r->fatal = true;
+    r->port_up = false;
+    kvf_fail(&why, KVF_TRANSPORT,
+             "%s: the device reported a fatal error: rdma is off until the "
+             "daemon is started again",
+             r->name);
+    abort_links(r, &why);
+    kvf_rdma_guests_fail(r, &why);
+}
+
+static void qp_fatal(struct kvf_rdma *r, struct kvf_rdma_owner *o,
+                     const char *what)
+{
+    struct kvf_why why;
+
+    kvf_fail(&why, KVF_TRANSPORT, "%s: %s", r->name, what);
+    if (o != NULL)
+        o->on_fatal(o, &why);
+}
+
+static void on_event(struct kvf_rdma *r, enum ibv_event_type type,
+                     struct kvf_rdma_owner *qp, struct kvf_rdma_owner *cq,
+                     int port)
+{
+    switch ((unsigned)type) {
+    case IBV_EVENT_DEVICE_FATAL:
+        device_fatal(r);
+        break;
+    case IBV_EVENT_QP_FATAL:
+        qp_fatal(r, qp, "the QP failed");
+        break;
+    case IBV_EVENT_QP_REQ_ERR:
+        qp_fatal(r, qp, "the QP was asked for something invalid");
+        break;
+    case IBV_EVENT_QP_ACCESS_ERR:
+        qp_fatal(r, qp, "the other side reached for memory that is not its");
+        break;
+    case IBV_EVENT_PATH_MIG_ERR:
+        qp_fatal(r, qp, "path migration failed");
+        break;
+    case IBV_EVENT_CQ_ERR:
+        qp_fatal(r, cq, "the completion queue failed");
+        break;
+    case IBV_EVENT_PORT_ERR:
+    case IBV_EVENT_PORT_ACTIVE:
+    case IBV_EVENT_LID_CHANGE:
+    case IBV_EVENT_PKEY_CHANGE:
+    case IBV_EVENT_GID_CHANGE:
+        if (port == r->port)
+            port_event(r, ibv_event_type_str(type));
+        break;
+    default:
+        break; /* COMM_EST, SQ_DRAINED, PATH_MIG, ... ask for nothing */
+    }
+}
+
+static void async_drain(struct kvf_source *src, unsigned ready, unsigned budget)
+{
+    struct kvf_rdma *r = kvf_container_of(src, struct kvf_rdma, async_src);
+    struct ibv_async_event ev;
+
+    (void)ready;
+    for (unsigned i = 0; i < budget; i++) {
+        struct kvf_rdma_owner *qp = NULL, *cq = NULL;
+        int port = -1;
+
+        if (r->v->get_async_event(r->ctx, &ev) != 0)
+            return;
+        r->t.stats->rdma_events++;
+        switch ((unsigned)ev.event_type) {
+        case IBV_EVENT_QP_FATAL:
+        case IBV_EVENT_QP_REQ_ERR:
+        case IBV_EVENT_QP_ACCESS_ERR:
+        case IBV_EVENT_PATH_MIG_ERR:
+            qp = ev.element.qp->qp_context;
+            break;
+        case IBV_EVENT_CQ_ERR:
+            cq = ev.element.cq->cq_context;
+            break;
+        case IBV_EVENT_PORT_ERR:
+        case IBV_EVENT_PORT_ACTIVE:
+        case IBV_EVENT_LID_CHANGE:
+        case IBV_EVENT_PKEY_CHANGE:
+        case IBV_EVENT_GID_CHANGE:
+            port = ev.element.port_num;
+            break;
+        default:
+            break;
+        }
+        /* First: an object is not destroyed before its events are
+         * acknowledged, and acting may destroy it. */
+        r->v->ack_async_event(&ev);
+        on_event(r, ev.event_type, qp, cq, port);
+    }
+    kvf_source_kick(src);
+}
+
+const struct kvf_source_ops kvf_rdma_async_ops = {.drain = async_drain};

@@ -1,0 +1,266 @@
+/* What the files of the rdma transport share. */
+#ifndef KVF_TRANSPORT_RDMA_PRIV_H
+#define KVF_TRANSPORT_RDMA_PRIV_H
+
+#include "transport/rdma/rdma.h"
+#include "transport/rdma/verbs.h"
+
+#define KVF_RDMA_OPS_MAX 256u /* posted on one link */
+#define KVF_RDMA_CHAIN 64u    /* work requests of one doorbell */
+#define KVF_RDMA_SGE 16u      /* pieces of one work request */
+#define KVF_RDMA_POLL 16u     /* completions polled at once */
+#define KVF_RDMA_QUEUE_MAX 4096u
+#define KVF_RDMA_PROBE 4096u /* bytes: a full packet of any MTU */
+#define KVF_RDMA_SCRATCH 64u /* pages of that size */
+/* Flushed work requests that do not come back by then are given up: destroying
+ * the QP makes them quiet. */
+#define KVF_RDMA_DRAIN_NS (1000 * KVF_NS_PER_MS)
+#define KVF_RDMA_AGAIN_NS (100 * KVF_NS_PER_MS)
+/* A cancelled op waits for its work requests; no completion for so long, and
+ * the link is aborted for it. */
+#define KVF_RDMA_CANCEL_NS (250 * KVF_NS_PER_MS)
+
+/* Work that is done one verbs call at a time, in slices of the loop. */
+struct kvf_rdma_job {
+    struct kvf_list node;
+    /* One step; false: over (the job may be gone). */
+    bool (*step)(struct kvf_rdma_job *job);
+};
+
+struct kvf_rdma_mr {
+    struct ibv_mr *mr;
+    uint8_t *base;
+    uint64_t length;
+};
+
+struct kvf_rdma_memory {
+    struct kvf_list node;
+    struct kvf_rdma *r;
+    struct kvf_rdma_job job;
+    struct kvf_mapping *map; /* held; NULL for the pool */
+    uint8_t *base;
+    uint64_t size, registered;
+    unsigned refs;
+    bool failed;
+    struct kvf_rdma_mr *mr;
+    unsigned n_mr, cap_mr;
+};
+
+struct kvf_rdma {
+    struct kvf_transport t;
+    struct kvf_reactor *reactor;
+    const struct kvf_verbs *v;
+    struct kvf_rdma_conf conf;
+    const struct kvf_rdma_hooks *hooks;
+    void *hooks_arg;
+    /* device.c */
+    struct ibv_context *ctx;
+    char name[64];
+    uint8_t port;
+    struct ibv_device_attr attr;
+    struct ibv_port_attr port_attr;
+    bool port_up, fatal;
+    struct kvf_rdma_gid gid[KVF_RDMA_GIDS];
+    unsigned n_gid;
+    char text[200];
+    struct kvf_source async_src;
+    bool has_async;
+    /* objects */
+    struct ibv_pd *pd;
+    struct ibv_comp_channel *channel;
+    struct ibv_cq *idle_cq; /* of QPs that nobody posts to */
+    struct kvf_source cq_src;
+    bool has_cq_src;
+    unsigned n_qps, n_cqs, n_mrs;
+    uint64_t mr_bytes;
+    /* mr.c */
+    struct kvf_list memories;
+    struct kvf_rdma_memory *pool;
+    struct kvf_rdma_mr *local; /* every MR, by address */
+    unsigned n_local, cap_local;
+    uint8_t *scratch;
+    struct ibv_mr *scratch_mr;
+    uint64_t scratch_used; /* bit by page */
+    /* jobs.c */
+    struct kvf_list jobs;
+    struct kvf_slice slice;
+    /* link.c */
+    struct kvf_list links;
+    uint64_t next_id;
+    uint32_t next_gen;
+    uint64_t last_completion;
+    /* guest.c */
+    struct kvf_list guests;
+    void **writers; /* sessions that may write */
+    unsigned n_writers, cap_writers;
+    /* post.c: one chain at a time */
+    struct ibv_send_wr wr[KVF_RDMA_CHAIN];
+    struct ibv_sge sge[KVF_RDMA_CHAIN * KVF_RDMA_SGE];
+};
+
+static inline struct kvf_rdma *kvf_rdma_of(struct kvf_transport *t)
+{
+    return kvf_container_of(t, struct kvf_rdma, t);
+}
+
+static inline const struct kvf_rdma *
+kvf_rdma_const(const struct kvf_transport *t)
+{
+    return (const void *)((const char *)t - offsetof(struct kvf_rdma, t));
+}
+
+/* jobs.c */
+void kvf_rdma_job_start(struct kvf_rdma *r, struct kvf_rdma_job *job);
+static inline void kvf_rdma_job_stop(struct kvf_rdma_job *job)
+{
+    kvf_list_unlink(&job->node);
+}
+bool kvf_rdma_jobs_run(struct kvf_slice *s, uint64_t budget_ns);
+
+/* device.c */
+int kvf_rdma_device_open(struct kvf_rdma *r, struct kvf_why *why);
+void kvf_rdma_device_close(struct kvf_rdma *r);
+/* Reads port and GID table again. 0, or why it cannot be used now. */
+int kvf_rdma_device_refresh(struct kvf_rdma *r, struct kvf_why *why);
+/* What the own end is, but for QP number and PSN. */
+void kvf_rdma_device_end(const struct kvf_rdma *r, struct kvf_rdma_end *end);
+bool kvf_rdma_route_source(void *arg, const uint8_t dst[16], uint8_t src[16]);
+extern const struct kvf_source_ops kvf_rdma_async_ops;
+/* "what: errno in words" and what to do about it. Returns -status. */
+int kvf_rdma_advise(const struct kvf_rdma *r, struct kvf_why *why,
+                    const char *what, int err);
+
+/* mr.c */
+int kvf_rdma_scratch_open(struct kvf_rdma *r, struct kvf_why *why);
+void kvf_rdma_memory_close(struct kvf_rdma *r);
+/* The MR that holds `p`, and in *rest how many bytes from p on are in it. NULL:
+ * not registered. */
+const struct kvf_rdma_mr *kvf_rdma_local(const struct kvf_rdma *r,
+                                         const void *p, uint64_t *rest);
+
+/* ---- qp.c ------------------------------------------------------------------
+ */
+
+struct kvf_rdma_qp {
+    struct ibv_qp *qp; /* NULL: none */
+    uint32_t psn;
+};
+int kvf_rdma_qp_create(struct kvf_rdma *r, struct kvf_rdma_qp *q,
+                       struct ibv_cq *cq, uint32_t queue, void *context,
+                       struct kvf_why *why);
+int kvf_rdma_qp_init(struct kvf_rdma *r, struct kvf_rdma_qp *q, int access,
+                     struct kvf_why *why);
+int kvf_rdma_qp_rtr(struct kvf_rdma *r, struct kvf_rdma_qp *q,
+                    const struct kvf_rdma_path *path, struct kvf_why *why);
+int kvf_rdma_qp_rts(struct kvf_rdma *r, struct kvf_rdma_qp *q,
+                    const struct kvf_rdma_path *path, struct kvf_why *why);
+int kvf_rdma_qp_access(struct kvf_rdma *r, struct kvf_rdma_qp *q, int access);
+/* 0 or an errno; nothing to do counts as done. */
+int kvf_rdma_qp_err(struct kvf_rdma *r, struct kvf_rdma_qp *q);
+int kvf_rdma_qp_destroy(struct kvf_rdma *r, struct kvf_rdma_qp *q);
+
+/* What ibv_qp.qp_context points to: who gets its asynchronous events. */
+struct kvf_rdma_owner {
+    void (*on_fatal)(struct kvf_rdma_owner *o, const struct kvf_why *why);
+};
+
+/* ---- links ------------------------------------------------------------------
+ */
+
+enum kvf_rdma_state {
+    KVF_RDMA_CREATING, /* CQ, QP, INIT: a job works on it */
+    KVF_RDMA_ASKING,   /* the owner was asked */
+    KVF_RDMA_JOINING,  /* RTR, RTS: a job works on it */
+    KVF_RDMA_PROBING,  /* the first READ is under way */
+    KVF_RDMA_UP,
+    KVF_RDMA_DYING, /* QP in ERR: waits for its flushed work requests */
+    KVF_RDMA_DEAD   /* no QP; waits for link_close */
+};
+
+struct kvf_rdma_link {
+    struct kvf_list node; /* rdma.links */
+    struct kvf_rdma_owner owner;
+    struct kvf_rdma *r;
+    struct kvf_link *link; /* NULL: closed */
+    enum kvf_rdma_state state;
+    struct kvf_rdma_job job;
+    unsigned step;
+    char host[64];
+    uint64_t id; /* of the handshake */
+    uint32_t gen;
+    bool asked, told_up, was_up, starved;
+    struct kvf_rdma_end own; /* what we told */
+    struct kvf_rdma_path path;
+    struct kvf_rdma_key *pool; /* the owner's */
+    unsigned n_pool;
+    bool has_expect;
+    struct kvf_id expect;
+    int scratch; /* page of the probe; -1 = none */
+    /* queue pair */
+    struct kvf_rdma_qp qp;
+    struct ibv_cq *cq;
+    unsigned events; /* got, not acknowledged */
+    bool armed;
+    struct ibv_wc stash[KVF_RDMA_POLL]; /* polled by arm() */
+    unsigned n_stash;
+    uint32_t queue; /* credits: work requests in flight at most */
+    /* work requests, counted from 1 */
+    uint64_t posted, done;
+    struct { /* posted since the last signalled one */
+        unsigned wrs, ops;
+        bool written;
+    } silent;
+    struct kvf_list queued; /* ops not (or, the first, partly) posted */
+    struct kvf_list flying; /* ops all of whose work requests are posted; tag =
+                               the last of them */
+    unsigned n_ops, n_cancelled;
+    unsigned n_flushed; /* completions with an error: none after it counts */
+    struct kvf_timer timer; /* connecting, stall, drain */
+    uint64_t last_progress;
+    struct kvf_task event, room, ring;
+    struct kvf_why why; /* of going down */
+};
+
+/* link.c */
+int kvf_rdma_link_open(struct kvf_transport *t, struct kvf_link *link,
+                       const struct kvf_link_addr *addr, struct kvf_why *why);
+void kvf_rdma_link_close(struct kvf_link *link);
+/* Starts the one way down: QP to ERR, drain, destroy. First cause counts. */
+void kvf_rdma_link_abort(struct kvf_rdma_link *l, const struct kvf_why *why);
+/* Everything that was posted has come back, or time is up. */
+void kvf_rdma_link_drained(struct kvf_rdma_link *l);
+/* The probe came back. */
+void kvf_rdma_link_probed(struct kvf_rdma_link *l);
+/* For kvf_rdma destroy: at once. */
+void kvf_rdma_links_destroy(struct kvf_rdma *r);
+
+/* post.c */
+int kvf_rdma_post(struct kvf_link *link, struct kvf_transfer_op *op,
+                  struct kvf_why *why);
+void kvf_rdma_cancel(struct kvf_link *link, struct kvf_transfer_op *op);
+/* Posts what there are credits for (the task `ring`). */
+void kvf_rdma_ring(struct kvf_task *t);
+void kvf_rdma_post_probe(struct kvf_rdma_link *l);
+/* The QP is in ERR: makes sure that a completion comes behind all others. */
+void kvf_rdma_post_last(struct kvf_rdma_link *l);
+/* Gives an op back. */
+void kvf_rdma_op_end(struct kvf_rdma_link *l, struct kvf_transfer_op *op,
+                     int status, const struct kvf_why *why);
+/* Ops whose work requests are all done. */
+void kvf_rdma_complete(struct kvf_rdma_link *l);
+static inline uint64_t kvf_rdma_wr_id(const struct kvf_rdma_link *l,
+                                      uint64_t seq)
+{
+    return (uint64_t)l->gen << 32 | (uint32_t)seq;
+}
+
+/* cq.c */
+extern const struct kvf_source_ops kvf_rdma_cq_ops;
+/* Forgets what is polled and not handled, acknowledges, destroys. */
+int kvf_rdma_cq_destroy(struct kvf_rdma_link *l);
+
+/* guest.c */
+void kvf_rdma_guests_fail(struct kvf_rdma *r, const struct kvf_why *why);
+void kvf_rdma_guests_destroy(struct kvf_rdma *r);
+unsigned kvf_rdma_guests_count(const struct kvf_rdma *r);
+#endif
