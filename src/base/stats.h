@@ -49,6 +49,15 @@
     X(rdma_doorbells, "calls that posted them")                                \
     X(rdma_completions, "completions polled")                                  \
     X(rdma_registrations, "memory registrations, the pool's included")         \
+    X(pushes, "pushes answered OK")                                            \
+    X(push_bytes, "their bytes")                                               \
+    X(pushed, "payloads of pushes of others published here")                   \
+    X(writes, "writes into windows answered OK")                               \
+    X(write_bytes, "their bytes")                                              \
+    X(reads, "reads from windows answered OK")                                 \
+    X(read_bytes, "their bytes")                                               \
+    X(move_failed, "pushes, writes and reads answered with anything else")     \
+    X(written_events, "notifications of writes and reads given to engines")    \
     X(claims, "claims granted, local ones included")                           \
     X(claims_done, "claims that ended as read")                                \
     X(claims_aborted, "claims that ended otherwise")                           \

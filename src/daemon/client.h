@@ -48,6 +48,12 @@ void kvf_clients_event(struct kvf_server *s); /* to all who asked */
 
 void kvf_event_retired(void *server, const struct kvf_gen *gen,
                        enum kvf_retire reason);
+/* Whom an event goes to: the socket that asked, or another DEALER of its
+ * session (store.h, kvf_put.publisher). NULL: nobody. */
+struct kvf_client *kvf_event_listener(struct kvf_server *s,
+                                      const struct kvf_id *publisher);
+void kvf_event_written(void *server, const struct kvf_window *w, bool write,
+                       const void *data, size_t len);
 void kvf_event_peer(void *server, const struct kvf_worker *w, bool up,
                     const char *reason);
 void kvf_event_drain(struct kvf_server *s, uint64_t timeout_ms);

@@ -11,10 +11,12 @@
 static struct kvf_drain_left count_left(struct kvf_server *s)
 {
     struct kvf_store_gauges g;
+    struct kvf_peers_gauges x;
 
     kvf_store_gauges(s->store, &g);
+    kvf_peers_gauges(s->peers, &x);
     return (struct kvf_drain_left){
-        .claims = g.claims, .gets = s->n_pending, .keys = g.live};
+        .claims = g.claims + x.rooms, .gets = s->n_pending, .keys = g.live};
 }
 
 static void finish(struct kvf_server *s, const struct kvf_drain_left *cut)
@@ -88,6 +90,7 @@ void kvf_drain_begin(struct kvf_server *s, uint64_t timeout_ms,
         return;
     }
     s->drain.active = true;
+    kvf_peers_drain(s->peers);
     s->drain.since_ns = s->sched->now_ns;
     s->drain.deadline_ns = deadline;
     kvf_log(KVF_LOG_INFO, "DRAIN", "begun timeout_ms=%" PRIu64 ": %s",

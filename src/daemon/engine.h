@@ -77,4 +77,8 @@ void kvf_op_peer(struct kvf_call *call);
 void kvf_op_stats(struct kvf_call *call);
 void kvf_op_health(struct kvf_call *call);
 void kvf_op_drain(struct kvf_call *call);
+void kvf_op_expose(struct kvf_call *call);
+void kvf_op_unexpose(struct kvf_call *call);
+/* Closes it; a buffer that was made for it goes back to the pool. */
+void kvf_window_end(struct kvf_window *w, const char *text);
 #endif

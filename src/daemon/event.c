@@ -45,6 +45,13 @@ static struct kvf_client *find_listener(struct kvf_server *s,
     return NULL;
 }
 
+struct kvf_client *kvf_event_listener(struct kvf_server *s,
+                                      const struct kvf_id *publisher)
+{
+    return find_listener(s, publisher,
+                         kvf_client_find(s, kvf_get_u64(publisher->b)));
+}
+
 void kvf_event_retired(void *server, const struct kvf_gen *gen,
                        enum kvf_retire reason)
 {

@@ -4,7 +4,7 @@
  * Failure modes: whatever is not OK leaves the memory with the client. */
 #include "daemon/engine.h"
 
-#include "request/checksum.h"
+#include "memory/checksum.h"
 
 #include <inttypes.h>
 #include <stdlib.h>

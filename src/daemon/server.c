@@ -137,7 +137,8 @@ static uint64_t first_generation(void)
     return (uint64_t)(time(NULL) - GENERATION_EPOCH) << 20;
 }
 
-/* Gets of our own keys read the pool as they read any other memory. */
+/* Gets of our own keys read the pool as they read any other memory; writes into
+ * our own windows write it. */
 static int map_own_pool(struct kvf_server *s, struct kvf_why *why)
 {
     int fd = fcntl(s->segment.fd, F_DUPFD_CLOEXEC, 0);
@@ -145,7 +146,7 @@ static int map_own_pool(struct kvf_server *s, struct kvf_why *why)
 
     if (fd < 0)
         return kvf_fail(why, KVF_INTERNAL, "dup: %s", strerror(errno));
-    rc = kvf_map_fd(s->maps, fd, s->segment.size, false, &s->own_map, why);
+    rc = kvf_map_fd(s->maps, fd, s->segment.size, true, &s->own_map, why);
     if (rc < 0)
         close(fd);
     return rc;
@@ -262,6 +263,7 @@ static void fill_peers_env(struct kvf_server *s, struct kvf_peers_env *env)
         .conf = s->conf,
         .incarnation = s->incarnation,
         .store = s->store,
+        .buffers = s->buffers,
         .maps = s->maps,
         .own_map = s->own_map,
         .channel = {&kvf_zchannel_ops, s->channel},
@@ -277,6 +279,7 @@ static void fill_peers_env(struct kvf_server *s, struct kvf_peers_env *env)
         .admit_ctx = s->tcp,
         .on_peer = kvf_event_peer,
         .on_peer_arg = s,
+        .on_written = kvf_event_written,
     };
     snprintf(env->bulk_host, sizeof env->bulk_host, "%s", s->bind_host);
     snprintf(env->host, sizeof env->host, "%s", s->host);

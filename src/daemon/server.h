@@ -10,6 +10,7 @@
 #include "loop/zsock.h"
 #include "memory/proc.h"
 #include "peer/peers.h"
+#include "peer/window.h"
 #include "request/gets.h"
 #include "transport/rdma/rdma.h"
 #include "transport/tcp/tcp.h"

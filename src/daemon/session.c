@@ -1,7 +1,7 @@
 /* Sessions. Happy path: opened by hello, joined by sockets, ended by bye.
  * Failure modes: the process exits (pidfd), or a tcp session falls silent; what
  * it held goes back either way, quiet memory first. */
-#include "daemon/session.h"
+#include "daemon/engine.h"
 
 #include "daemon/procwatch.h"
 #include "wire/engine_msg.h"
@@ -101,6 +101,7 @@ int kvf_session_open(struct kvf_client *c, const char *name, size_t name_len,
     kvf_list_init(&ss->buffers);
     kvf_list_init(&ss->regions);
     kvf_list_init(&ss->views);
+    kvf_list_init(&ss->windows);
     kvf_list_init(&ss->clients);
     kvf_list_init(&ss->pending);
     kvf_list_init(&ss->ending_node);
@@ -152,6 +153,9 @@ static void give_back(struct kvf_session *ss)
 {
     struct kvf_list *n;
 
+    while ((n = kvf_list_first(&ss->windows)) != NULL)
+        kvf_window_end(kvf_container_of(n, struct kvf_window, owner_node),
+                       "the session that exposed the window has ended");
     kvf_list_for_each_safe (it, &ss->buffers) {
         struct kvf_buffer *b =
             kvf_container_of(it, struct kvf_buffer, owner_node);

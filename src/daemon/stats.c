@@ -50,7 +50,10 @@
     X(grants, x.grants, "claims that we hold at others")                       \
     X(unacked, x.unacked, "DONE and ABORT not acknowledged")                   \
     X(guest_asks, x.guest_asks, "gets of others parked here")                  \
-    X(guest_claims, x.guest_claims, "claims of others on our keys")
+    X(guest_claims, x.guest_claims, "claims of others on our keys")            \
+    X(windows, x.windows, "windows that engines expose here")                  \
+    X(accesses, x.accesses, "accesses of others to windows and rooms here")    \
+    X(rooms, x.rooms, "pushes of others under way to us")
 #define HISTOGRAMS(X)                                                          \
     X(lookup_us, "until the owner granted the claim")                          \
     X(wait_us, "waiting for the key")                                          \

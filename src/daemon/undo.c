@@ -24,7 +24,7 @@ static void undo_buffer(struct kvf_buffer *b)
         kvf_buffer_retire(b);
 }
 
-/* Ids of buffers, regions and views are drawn from one counter. */
+/* Ids of buffers, regions, views and windows are drawn from one counter. */
 static void undo_id(struct kvf_server *s, uint64_t id)
 {
     struct kvf_buffer *b = kvf_buffer_find(s->buffers, id);
@@ -32,8 +32,14 @@ static void undo_id(struct kvf_server *s, uint64_t id)
     struct kvf_view *v =
         b == NULL && r == NULL ? kvf_view_find(s->gets, id) : NULL;
 
+    struct kvf_window *w = b == NULL && r == NULL && v == NULL
+                               ? kvf_window_find(s->peers, id)
+                               : NULL;
+
     if (b != NULL)
         undo_buffer(b);
+    else if (w != NULL)
+        kvf_window_end(w, "the reply of expose reached nobody");
     else if (r != NULL)
         kvf_region_retire(r);
     else if (v != NULL)

@@ -155,7 +155,8 @@ uint8_t *kvf_buffer_ptr(const struct kvf_buffer *b)
 void kvf_buffer_set_state(struct kvf_buffer *b, enum kvf_buffer_state state)
 {
     assert((b->state == KVF_BUF_FILLING && state == KVF_BUF_PUBLISHED) ||
-           (b->state == KVF_BUF_RECEIVING && state == KVF_BUF_HELD) ||
+           (b->state == KVF_BUF_RECEIVING &&
+            (state == KVF_BUF_HELD || state == KVF_BUF_PUBLISHED)) ||
            (b->state == KVF_BUF_PUBLISHED && state == KVF_BUF_FILLING));
     change(b, state, b->pins);
 }

@@ -3,6 +3,7 @@
  *
  *   FREE -> FILLING -> PUBLISHED -> DRAINING -> FREE          at the sender
  *   FREE -> RECEIVING -> HELD -> DRAINING -> FREE             at the receiver
+ *   FREE -> RECEIVING -> PUBLISHED -> ...                     of a push
  *
  * A pin is anything that may still touch the bytes: a claim, a slice copy, a
  * socket operation, a mapped view. Memory goes back to the pool only from
@@ -61,8 +62,8 @@ int kvf_buffer_alloc(struct kvf_buffers *t, uint64_t size,
 /* Also finds buffers that are DRAINING (regions that are retired). */
 struct kvf_buffer *kvf_buffer_find(const struct kvf_buffers *t, uint64_t id);
 uint8_t *kvf_buffer_ptr(const struct kvf_buffer *b);
-/* FILLING -> PUBLISHED, RECEIVING -> HELD and PUBLISHED -> FILLING (an undone
- * put); anything else is a defect and asserts. */
+/* FILLING -> PUBLISHED, RECEIVING -> HELD or PUBLISHED (a push) and PUBLISHED
+ * -> FILLING (an undone put); anything else is a defect and asserts. */
 void kvf_buffer_set_state(struct kvf_buffer *b, enum kvf_buffer_state state);
 void kvf_buffer_pin(struct kvf_buffer *b);
 /* May free the buffer (when DRAINING and this was the last pin). */

@@ -252,7 +252,7 @@ static int reopen_and_map(struct kvf_map_cache *mc, int opath, const char *path,
     int fd, seals, rc;
 
     snprintf(link, sizeof link, "/proc/self/fd/%d", opath);
-    fd = open(link, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    fd = open(link, (x->write ? O_RDWR : O_RDONLY) | O_CLOEXEC | O_NONBLOCK);
     if (fd < 0)
         return kvf_fail(why, KVF_UNSUPPORTED, "opening %s: %s", path,
                         strerror(errno));
@@ -266,7 +266,7 @@ static int reopen_and_map(struct kvf_map_cache *mc, int opath, const char *path,
     else
         rc = check_stat(path, &st, x, why);
     if (rc == 0)
-        rc = map_new(mc, fd, &st, false, false, out, why);
+        rc = map_new(mc, fd, &st, x->write, false, out, why);
     close(fd);
     return rc;
 }
@@ -291,7 +291,7 @@ int kvf_map_open(struct kvf_map_cache *mc, const char *path,
     else
         rc = check_stat(path, &st, expect, why);
     if (rc == 0) {
-        e = lookup(mc, &st, false, expect->size);
+        e = lookup(mc, &st, expect->write, expect->size);
         if (e == NULL)
             rc = reopen_and_map(mc, opath, path, expect, &e, why);
     }

@@ -80,11 +80,12 @@ struct kvf_map_expect {
     bool has_header;           /* a pool: check the header page */
     struct kvf_id incarnation; /* with has_header */
     bool has_inode;            /* check st_dev and st_ino */
+    bool write;                /* for writing too; else read-only */
     uint64_t dev, ino;
 };
 /* Opens `path`, which must look like /proc/<pid>/fd/<n> (anything else is
  * -KVF_STALE: nothing a peer sends may open arbitrary files) and be a regular
- * file with F_SEAL_SHRINK, checks it and maps all of it read-only.
+ * file with F_SEAL_SHRINK, checks it and maps all of it.
  *   -KVF_UNSUPPORTED  cannot be opened here (other PID namespace, other uid)
  *   -KVF_STALE        opened, but it is not what was told */
 int kvf_map_open(struct kvf_map_cache *mc, const char *path,

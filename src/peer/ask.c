@@ -1,4 +1,5 @@
-/* Lookups at an owner: ASK, and the DENY that may answer it. */
+/* What is asked of an owner (lookups, windows, room for pushes, commits), and
+ * the DENY or APPLIED that may answer it. */
 #include "peer/peers_private.h"
 
 #include <string.h>
@@ -17,29 +18,83 @@ void kvf_peer_ask_over(struct kvf_ask *a)
     HASH_DEL(a->peer->asks, a);
 }
 
-int kvf_peer_ask(struct kvf_peer *p, struct kvf_ask *a,
-                 const struct kvf_peer_ask *body, struct kvf_why *why)
+/* Sends the question in m; its id has been filled in from ps->next_ask. */
+static int ask(struct kvf_peer *p, struct kvf_ask *a, struct kvf_peer_msg *m,
+               struct kvf_why *why)
 {
     struct kvf_peers *ps = p->ps;
-    struct kvf_peer_msg m;
     int ret;
 
     if (p->state != KVF_PEER_UP)
         return kvf_fail(why, KVF_PEER_UNREACHABLE, "%s is not up: %s", p->name,
                         p->why.text);
-    kvf_peers_head(ps, &m, KVF_PEER_ASK, &p->incarnation);
-    m.u.ask = *body;
-    m.u.ask.ask = ps->next_ask;
     /* While the session is renewed nothing may be asked: a claim granted in
      * between would be missing in a HELLO that is sent again. */
-    ret = p->renewing ? 0 : kvf_peer_send(p, &m);
+    ret = p->renewing ? 0 : kvf_peer_send(p, m);
     if (ret < 0)
         return kvf_fail(why, KVF_NO_SPACE, "out of memory for a lookup");
     a->id = ps->next_ask++;
     a->peer = p;
     a->active = true;
+    a->free = a->largest_free = a->needed = 0;
     HASH_ADD(hh, p->asks, id, sizeof a->id, a);
     return 0;
+}
+
+int kvf_peer_ask(struct kvf_peer *p, struct kvf_ask *a,
+                 const struct kvf_peer_ask *body, struct kvf_why *why)
+{
+    struct kvf_peer_msg m;
+
+    kvf_peers_head(p->ps, &m, KVF_PEER_ASK, &p->incarnation);
+    m.u.ask = *body;
+    m.u.ask.ask = p->ps->next_ask;
+    return ask(p, a, &m, why);
+}
+
+int kvf_peer_ask_window(struct kvf_peer *p, struct kvf_ask *a,
+                        const struct kvf_peer_window_ask *body,
+                        struct kvf_why *why)
+{
+    struct kvf_peer_msg m;
+
+    kvf_peers_head(p->ps, &m, KVF_PEER_WINDOW_ASK, &p->incarnation);
+    m.u.window_ask = *body;
+    m.u.window_ask.ask = p->ps->next_ask;
+    return ask(p, a, &m, why);
+}
+
+int kvf_peer_ask_room(struct kvf_peer *p, struct kvf_ask *a,
+                      const struct kvf_peer_room_ask *body, struct kvf_why *why)
+{
+    struct kvf_peer_msg m;
+
+    kvf_peers_head(p->ps, &m, KVF_PEER_ROOM_ASK, &p->incarnation);
+    m.u.room_ask = *body;
+    m.u.room_ask.ask = p->ps->next_ask;
+    return ask(p, a, &m, why);
+}
+
+int kvf_peer_commit(struct kvf_peer *p, struct kvf_ask *a,
+                    const struct kvf_peer_commit *body, struct kvf_why *why)
+{
+    struct kvf_peer_msg m;
+
+    kvf_peers_head(p->ps, &m, KVF_PEER_COMMIT, &p->incarnation);
+    m.u.commit = *body;
+    m.u.commit.ask = p->ps->next_ask;
+    return ask(p, a, &m, why);
+}
+
+int kvf_peer_notify(struct kvf_peer *p, struct kvf_ask *a,
+                    const struct kvf_peer_notify *body, struct kvf_why *why)
+{
+    struct kvf_peer_msg m;
+
+    kvf_peers_head(p->ps, &m, KVF_PEER_NOTIFY, &p->incarnation);
+    m.u.notify = *body;
+    m.u.notify.ask = p->ps->next_ask;
+    return ask(p, a, &m, why);
 }
 
 void kvf_peer_unask(struct kvf_ask *a)
@@ -64,8 +119,25 @@ void kvf_peer_on_deny(struct kvf_peer *p, const struct kvf_peer_msg *m)
     if (a == NULL)
         return; /* taken back meanwhile */
     kvf_peer_ask_over(a);
+    a->free = m->u.deny.free;
+    a->largest_free = m->u.deny.largest_free;
+    a->needed = m->u.deny.needed;
     kvf_fail(&why, (enum kvf_status)m->u.deny.status, "%s", m->u.deny.text);
     a->on_deny(a, &why, m->u.deny.generation, m->u.deny.size);
+}
+
+void kvf_peer_on_applied(struct kvf_peer *p, const struct kvf_peer_msg *m)
+{
+    struct kvf_ask *a = kvf_peer_find_ask(p, m->u.applied.ask);
+
+    if (a == NULL)
+        return; /* taken back meanwhile */
+    if (a->on_applied == NULL) {
+        p->ps->env.stats->peer_malformed++;
+        return;
+    }
+    kvf_peer_ask_over(a);
+    a->on_applied(a, m->u.applied.generation);
 }
 
 void kvf_peer_repeat_asks(struct kvf_peer *p)

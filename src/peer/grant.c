@@ -167,12 +167,27 @@ void kvf_peer_on_revoked(struct kvf_peer *p, uint64_t claim, const char *text)
 /* ---- receiving --------------------------------------------------------------
  */
 
+/* The owner's pool, for writing if the grant is for that. */
+static struct kvf_mapping *pool_of(struct kvf_peer *p, bool write)
+{
+    struct kvf_map_expect expect = {.size = p->pool_map->size,
+                                    .has_header = true,
+                                    .incarnation = p->incarnation,
+                                    .write = true};
+
+    if (write && p->pool_rw == NULL &&
+        kvf_map_open(p->ps->env.maps, p->pool_path, &expect, &p->pool_rw,
+                     NULL) < 0)
+        p->pool_rw = NULL;
+    return write ? p->pool_rw : p->pool_map;
+}
+
 /* Finds the owner's memory of each segment here. A segment that cannot be
  * mapped, or lies outside, costs shm, not the get. */
 static bool map_segments(struct kvf_peer *p, const struct kvf_peer_grant *m,
                          struct kvf_grant *g)
 {
-    const struct kvf_map_expect none = {0};
+    const struct kvf_map_expect none = {.write = g->write};
 
     for (unsigned i = 0; i < m->n_segs; i++) {
         const struct kvf_peer_seg *s = &m->segs[i];
@@ -180,7 +195,9 @@ static bool map_segments(struct kvf_peer *p, const struct kvf_peer_grant *m,
         uint64_t least = s->space == 0 ? KVF_SEGMENT_HEADER : 0;
 
         if (s->space == 0) {
-            r->map = p->pool_map;
+            r->map = pool_of(p, g->write);
+            if (r->map == NULL)
+                return false;
             kvf_map_hold(r->map);
             memcpy(g->paths[i], "", 1);
         } else {
@@ -248,7 +265,7 @@ static bool register_segments(const struct kvf_peer_grant *m,
     return true;
 }
 
-static struct kvf_grant *grant_new(struct kvf_peer *p,
+static struct kvf_grant *grant_new(struct kvf_peer *p, bool write,
                                    const struct kvf_peer_grant *m)
 {
     struct kvf_grant *g = calloc(1, sizeof *g);
@@ -260,6 +277,7 @@ static struct kvf_grant *grant_new(struct kvf_peer *p,
         return NULL;
     }
     g->peer = p;
+    g->write = write;
     g->generation = m->generation;
     g->size = m->size;
     g->has_checksum = m->has_checksum;
@@ -315,7 +333,11 @@ void kvf_peer_on_grant(struct kvf_peer *p, struct kvf_peer_msg *m)
         end_claim(p, mg->claim, &mg->token, false);
         return;
     }
-    g = grant_new(p, mg);
+    if (a->on_grant == NULL) {
+        p->ps->env.stats->peer_malformed++;
+        return;
+    }
+    g = grant_new(p, a->write, mg);
     kvf_peer_ask_over(a);
     if (g == NULL) {
         struct kvf_why why;

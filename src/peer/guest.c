@@ -7,7 +7,7 @@
  * them quiet. Claims over shm stay: silence proves nothing about a process that
  * maps our memory. They end by DONE, ABORT, or the exit of every process that
  * may have the mapping (pidfd). */
-#include "peer/peers_private.h"
+#include "peer/access.h"
 
 #include "base/log.h"
 
@@ -127,6 +127,7 @@ void kvf_guest_down(struct kvf_guest *g, const char *reason)
     expel(g); /* sockets closed: what they were sending is quiet */
     g->rdma_stuck = !kvf_guest_rdma_expel(g); /* and no QP reads any more */
     kvf_guest_abort_claims(g, false);
+    kvf_guest_end_accesses(g, false);
     kvf_timer_set(ps->env.sched, &g->tick, ps->env.sched->now_ns + SETTLE_NS);
 }
 
@@ -148,6 +149,7 @@ static void guest_delete(struct kvf_guest *g)
         kvf_map_release(g->pool_map);
     kvf_timer_cancel(ps->env.sched, &g->tick);
     kvf_timer_cancel(ps->env.sched, &g->ended_timer);
+    kvf_guest_leave_rooms(g);
     HASH_DEL(ps->guests, g);
     free(g);
 }
@@ -160,7 +162,8 @@ void kvf_guest_settle(struct kvf_guest *g)
         g->rdma_stuck = false;
         kvf_guest_abort_claims(g, false);
     }
-    if (kvf_list_empty(&g->claims) && !g->rdma_stuck)
+    if (kvf_list_empty(&g->claims) && kvf_list_empty(&g->accesses) &&
+        !g->rdma_stuck)
         guest_delete(g);
     else
         kvf_timer_set(g->ps->env.sched, &g->tick,
@@ -183,6 +186,7 @@ void kvf_guest_free(struct kvf_guest *g, const char *reason)
     g->rdma_stuck = false;
     unbind_rid(g);
     kvf_guest_abort_claims(g, true);
+    kvf_guest_end_accesses(g, true);
     guest_delete(g);
 }
 
@@ -282,6 +286,8 @@ static struct kvf_guest *guest_new(struct kvf_peers *ps,
     kvf_timer_init(&g->tick, guest_tick);
     kvf_timer_init(&g->ended_timer, on_ended_timer);
     kvf_list_init(&g->claims);
+    kvf_list_init(&g->accesses);
+    kvf_list_init(&g->rooms);
     kvf_list_init(&g->engines);
     HASH_ADD(hh, ps->guests, incarnation, sizeof g->incarnation, g);
     return g;

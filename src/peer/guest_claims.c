@@ -1,6 +1,6 @@
 /* What getters ask of this owner: lookups that may park, the claims that answer
  * them, and how each claim ends. */
-#include "peer/peers_private.h"
+#include "peer/access.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -109,6 +109,7 @@ void kvf_guest_reap(struct kvf_guest *g)
         if (e == NULL || e->gone || e->unmapped)
             claim_end(c, e != NULL && e->unmapped);
     }
+    kvf_guest_end_accesses(g, true); /* only its daemon has mapped those */
 }
 
 /* Anybody may say this of any process, and the notice may come before the
@@ -140,6 +141,19 @@ static int compare_u64(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
+static bool holds(const struct kvf_guest *g, uint64_t id)
+{
+    const struct kvf_access *a;
+    const struct kvf_claim *c;
+
+    if ((id & KVF_ACCESS_BIT) != 0) {
+        a = kvf_access_find(g->ps, id);
+        return a != NULL && a->guest == g && !a->revoked;
+    }
+    c = kvf_claim_find(g->ps->env.store, id);
+    return c != NULL && c->holder == g;
+}
+
 unsigned kvf_guest_reconcile(struct kvf_guest *g, const uint64_t *live,
                              unsigned n_live, uint64_t *dead)
 {
@@ -157,12 +171,17 @@ unsigned kvf_guest_reconcile(struct kvf_guest *g, const uint64_t *live,
             NULL)
             claim_end(c, false);
     }
-    for (unsigned i = 0; i < n_live; i++) {
-        const struct kvf_claim *c = kvf_claim_find(g->ps->env.store, live[i]);
+    kvf_list_for_each_safe (n, &g->accesses) {
+        struct kvf_access *a =
+            kvf_container_of(n, struct kvf_access, guest_node);
 
-        if (c == NULL || c->holder != g)
-            dead[n_dead++] = live[i];
+        if (bsearch(&a->id, sorted, n_live, sizeof *sorted, compare_u64) ==
+            NULL)
+            kvf_access_end(a);
     }
+    for (unsigned i = 0; i < n_live; i++)
+        if (!holds(g, live[i]))
+            dead[n_dead++] = live[i];
     return n_dead;
 }
 
@@ -183,11 +202,22 @@ void kvf_guest_on_end(struct kvf_guest *g, uint64_t claim,
                       const struct kvf_id *token, bool done)
 {
     struct kvf_peers *ps = g->ps;
-    struct kvf_claim *c = kvf_claim_find(ps->env.store, claim);
+    struct kvf_claim *c = NULL;
+    struct kvf_access *a = NULL;
     bool first = false;
 
-    if (c != NULL && c->holder == g &&
-        kvf_secret_equal(&c->token, token, sizeof *token)) {
+    if ((claim & KVF_ACCESS_BIT) != 0)
+        a = kvf_access_find(ps, claim);
+    else
+        c = kvf_claim_find(ps->env.store, claim);
+    if (a != NULL && a->guest == g &&
+        kvf_secret_equal(&a->token, token, sizeof *token)) {
+        kvf_access_end(a);
+        first = true;
+    } else if (a != NULL) {
+        ps->env.stats->peer_malformed++;
+    } else if (c != NULL && c->holder == g &&
+               kvf_secret_equal(&c->token, token, sizeof *token)) {
         claim_end(c, done);
         first = true;
     } else if (c == NULL && done)
@@ -421,6 +451,8 @@ void kvf_guest_on_unask(struct kvf_guest *g, uint64_t id)
     struct kvf_guest_ask *a;
 
     HASH_FIND(hh, g->asks, &id, sizeof id, a);
+    if (a == NULL && kvf_guest_unask_room(g, id))
+        return;
     if (a == NULL)
         return; /* answered meanwhile: the getter aborts the grant */
     kvf_store_unask(g->ps->env.store, &a->waiter);
@@ -435,6 +467,7 @@ void kvf_guest_drop_asks(struct kvf_guest *g)
         kvf_store_unask(g->ps->env.store, &a->waiter);
         ask_free(a);
     }
+    kvf_guest_drop_rooms(g);
 }
 
 /* ---- serving the bulk transport
@@ -446,9 +479,13 @@ static int serve_resolve(void *arg, void *session, uint64_t claim,
                          unsigned *n_iov, void **pin, struct kvf_why *why)
 {
     struct kvf_peers *ps = arg;
-    struct kvf_claim *c = kvf_claim_find(ps->env.store, claim);
+    struct kvf_claim *c;
     int ret;
 
+    if ((claim & KVF_ACCESS_BIT) != 0)
+        return kvf_access_resolve(ps, session, claim, token, write, offset,
+                                  length, iov, n_iov, pin, why);
+    c = kvf_claim_find(ps->env.store, claim);
     if (c == NULL)
         return kvf_fail(why, KVF_STALE, "the claim is not live any more");
     if (c->holder != session ||
@@ -466,8 +503,14 @@ static int serve_resolve(void *arg, void *session, uint64_t claim,
 
 static void serve_unpin(void *arg, void *pin)
 {
+    uint64_t id;
+
     (void)arg;
-    kvf_claim_io_end(pin);
+    memcpy(&id, pin, sizeof id); /* both kinds begin with it */
+    if ((id & KVF_ACCESS_BIT) != 0)
+        kvf_access_unpin(pin);
+    else
+        kvf_claim_io_end(pin);
 }
 
 const struct kvf_serve_ops kvf_guest_serve_ops = {.resolve = serve_resolve,

@@ -159,7 +159,9 @@ static void close_shm(struct kvf_peer *p)
     kvf_link_close(&p->shm);
     if (p->pool_map != NULL)
         kvf_map_release(p->pool_map);
-    p->pool_map = NULL;
+    if (p->pool_rw != NULL)
+        kvf_map_release(p->pool_rw);
+    p->pool_map = p->pool_rw = NULL;
     p->shm_ok = false;
 }
 
@@ -425,6 +427,9 @@ static void dispatch(struct kvf_peer *p, struct kvf_peer_msg *m)
     case KVF_PEER_REVOKED:
         kvf_peer_on_revoked(p, m->u.revoked.claim, m->u.revoked.text);
         break;
+    case KVF_PEER_APPLIED:
+        kvf_peer_on_applied(p, m);
+        break;
     case KVF_PEER_PONG:
         break; /* last_rx_ns is what it was for */
     case KVF_PEER_BYE:
@@ -446,6 +451,10 @@ static void dispatch(struct kvf_peer *p, struct kvf_peer_msg *m)
     case KVF_PEER_DONE:
     case KVF_PEER_ABORT:
     case KVF_PEER_UNMAPPED:
+    case KVF_PEER_WINDOW_ASK:
+    case KVF_PEER_ROOM_ASK:
+    case KVF_PEER_COMMIT:
+    case KVF_PEER_NOTIFY:
     case KVF_PEER_TYPE_END:
         p->ps->env.stats->peer_malformed++;
         break;

@@ -1,5 +1,5 @@
 /* The table of other daemons: creation, teardown, incoming messages. */
-#include "peer/peers_private.h"
+#include "peer/access.h"
 
 #include "base/log.h"
 
@@ -16,6 +16,8 @@ int kvf_peers_create(const struct kvf_peers_env *env, struct kvf_peers **out,
         return kvf_fail(why, KVF_NO_SPACE, "out of memory");
     ps->env = *env;
     kvf_mpw_init(&ps->w);
+    for (unsigned i = 0; i < KVF_STAGES; i++)
+        kvf_edge_init(&ps->edge[i], i);
     ps->next_ask = 1;
     for (unsigned i = 0; i < env->conf->n_peers; i++) {
         const struct kvf_conf_peer *p = &env->conf->peer[i];
@@ -39,6 +41,7 @@ void kvf_peers_destroy(struct kvf_peers *ps)
     if (ps == NULL)
         return;
     ps->closing = true;
+    kvf_windows_destroy(ps);
     HASH_ITER (hh, ps->guests, g, g_next)
         kvf_guest_free(g, "shutting down");
     HASH_ITER (hh, ps->peers, p, p_next)
@@ -47,8 +50,16 @@ void kvf_peers_destroy(struct kvf_peers *ps)
         HASH_DEL(ps->places, pl);
         free(pl);
     }
+    kvf_rooms_destroy(ps); /* with their COMMIT, and without a guest */
+    kvf_memo_free(&ps->pushes);
+    kvf_memo_free(&ps->notices);
     kvf_mpw_fini(&ps->w);
     free(ps);
+}
+
+struct kvf_edge *kvf_peers_edge(struct kvf_peers *ps, uint32_t from)
+{
+    return &ps->edge[from % KVF_STAGES];
 }
 
 void kvf_peers_head(const struct kvf_peers *ps, struct kvf_peer_msg *m,
@@ -138,8 +149,18 @@ static void on_session_message(struct kvf_guest *g, struct kvf_peer_msg *m)
         kvf_guest_down(g, m->u.bye.text);
         kvf_guest_settle(g);
         break;
-    case KVF_PEER_RDMA_ACCEPT:
-    case KVF_PEER_RDMA_REFUSE:
+    case KVF_PEER_WINDOW_ASK:
+        kvf_guest_on_window_ask(g, &m->u.window_ask);
+        break;
+    case KVF_PEER_ROOM_ASK:
+        kvf_guest_on_room_ask(g, &m->u.room_ask);
+        break;
+    case KVF_PEER_COMMIT:
+        kvf_guest_on_commit(g, &m->u.commit);
+        break;
+    case KVF_PEER_NOTIFY:
+        kvf_guest_on_notify(g, &m->u.notify);
+        break;
     case KVF_PEER_HELLO:
     case KVF_PEER_WELCOME:
     case KVF_PEER_REFUSE:
@@ -148,6 +169,9 @@ static void on_session_message(struct kvf_guest *g, struct kvf_peer_msg *m)
     case KVF_PEER_DENY:
     case KVF_PEER_ENDED:
     case KVF_PEER_REVOKED:
+    case KVF_PEER_APPLIED:
+    case KVF_PEER_RDMA_ACCEPT:
+    case KVF_PEER_RDMA_REFUSE:
     case KVF_PEER_TYPE_END:
         g->ps->env.stats->peer_malformed++;
         break;
@@ -243,6 +267,11 @@ void kvf_peers_unmapped(struct kvf_peers *ps, const struct kvf_peer_gone *gone)
     }
 }
 
+void kvf_peers_drain(struct kvf_peers *ps)
+{
+    ps->draining = true;
+}
+
 void kvf_peers_configure(struct kvf_peers *ps)
 {
     struct kvf_sched *s = ps->env.sched;
@@ -279,6 +308,9 @@ void kvf_peers_gauges(const struct kvf_peers *ps, struct kvf_peers_gauges *out)
         kvf_list_for_each (n, &guest->claims)
             g.guest_claims++;
     }
+    g.windows = HASH_COUNT(ps->windows);
+    g.accesses = HASH_COUNT(ps->accesses);
+    g.rooms = kvf_rooms_count(ps);
     *out = g;
 }
 

@@ -14,6 +14,7 @@
 #include "base/worker.h"
 #include "conf/conf.h"
 #include "peer/channel.h"
+#include "peer/edge.h"
 #include "store/store.h"
 #include "transport/rdma/rdma.h"
 #include "transport/transport.h"
@@ -23,6 +24,7 @@
 
 struct kvf_peers;
 struct kvf_peer;
+struct kvf_window;
 
 /* How processes that map our memory are watched (daemon/procwatch.c; faked in
  * tests). */
@@ -43,6 +45,7 @@ struct kvf_peers_env {
     const struct kvf_conf *conf; /* stays valid; may change at reload */
     struct kvf_id incarnation;
     struct kvf_store *store;
+    struct kvf_buffers *buffers; /* rooms for pushes */
     struct kvf_map_cache *maps;
     struct kvf_mapping *own_map; /* the own pool, as any other mapping */
     struct kvf_channel channel;
@@ -68,6 +71,10 @@ struct kvf_peers_env {
     void (*on_peer)(void *arg, const struct kvf_worker *w, bool up,
                     const char *reason);
     void *on_peer_arg;
+    /* Another worker has written into (read from) a window and wants its owner
+     * to know; may be NULL. With on_peer_arg. */
+    void (*on_written)(void *arg, const struct kvf_window *w, bool write,
+                       const void *data, size_t len);
 };
 
 /* env is copied. */
@@ -76,6 +83,9 @@ int kvf_peers_create(const struct kvf_peers_env *env, struct kvf_peers **out,
 /* Says BYE to everybody, ends all claims and asks (asks answered
  * SHUTTING_DOWN), frees everything. */
 void kvf_peers_destroy(struct kvf_peers *ps);
+
+/* Admission of what comes from a stage, pulls and pushes alike. */
+struct kvf_edge *kvf_peers_edge(struct kvf_peers *ps, uint32_t from);
 
 /* ---- messages from the bound ROUTER ----------------------------------------
  */
@@ -173,6 +183,7 @@ struct kvf_grant {
     bool rdma; /* the owner said where they are registered */
     struct kvf_rdma_keys **keys; /* of the regions; segments point to them */
     unsigned n_keys;
+    bool write;   /* the segments are mapped for writing */
     bool lost;    /* the owner ended it, or the session is gone */
     bool revoked; /* the owner ended it: its memory may hold other bytes now */
     void *meta;
@@ -204,22 +215,41 @@ struct kvf_ask {
     struct kvf_peer *peer;
     uint64_t id;
     bool active;
+    bool write; /* what is granted will be written into */
+    /* NULL: such an answer is a lie of the owner, and ignored. */
     void (*on_grant)(struct kvf_ask *a, struct kvf_grant *g);
+    void (*on_applied)(struct kvf_ask *a, uint64_t generation);
     void (*on_deny)(struct kvf_ask *a, const struct kvf_why *why,
                     uint64_t generation, uint64_t size);
     void (*on_again)(struct kvf_ask *a);
-    UT_hash_handle hh; /* by id */
+    uint64_t free, largest_free, needed; /* of a DENY with NO_SPACE; else 0 */
+    UT_hash_handle hh;                   /* by id */
 };
 /* body->ask is filled in. The peer must be UP. body's strings are copied into
  * the message at once. */
 int kvf_peer_ask(struct kvf_peer *p, struct kvf_ask *a,
                  const struct kvf_peer_ask *body, struct kvf_why *why);
+/* The other things that are asked (PROTOCOL-PEER.md); as kvf_peer_ask. on_grant
+ * is for the first two, on_applied for the last three. */
+int kvf_peer_ask_window(struct kvf_peer *p, struct kvf_ask *a,
+                        const struct kvf_peer_window_ask *body,
+                        struct kvf_why *why);
+int kvf_peer_ask_room(struct kvf_peer *p, struct kvf_ask *a,
+                      const struct kvf_peer_room_ask *body,
+                      struct kvf_why *why);
+int kvf_peer_commit(struct kvf_peer *p, struct kvf_ask *a,
+                    const struct kvf_peer_commit *body, struct kvf_why *why);
+int kvf_peer_notify(struct kvf_peer *p, struct kvf_ask *a,
+                    const struct kvf_peer_notify *body, struct kvf_why *why);
 /* No callback will come; a grant that arrives later is aborted. Idempotent. */
 void kvf_peer_unask(struct kvf_ask *a);
 
 /* Tells every owner that views of an earlier start are unmapped
  * (hello.unmapped). */
 void kvf_peers_unmapped(struct kvf_peers *ps, const struct kvf_peer_gone *gone);
+
+/* From now on pushes of others are refused; those that have room go on. */
+void kvf_peers_drain(struct kvf_peers *ps);
 
 /* The configuration has changed (SIGHUP): timers that run follow it. */
 void kvf_peers_configure(struct kvf_peers *ps);
@@ -234,6 +264,9 @@ struct kvf_peers_gauges {
     unsigned unacked;      /* DONE and ABORT not acknowledged yet */
     unsigned guest_asks;   /* gets of others parked here */
     unsigned guest_claims; /* claims of others on our keys */
+    unsigned windows;      /* that our engines expose */
+    unsigned accesses;     /* of others to windows and rooms */
+    unsigned rooms;        /* pushes of others under way */
 };
 void kvf_peers_gauges(const struct kvf_peers *ps, struct kvf_peers_gauges *g);
 struct kvf_peer_info {

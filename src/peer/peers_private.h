@@ -55,6 +55,8 @@ struct kvf_peer {
     struct kvf_end *ends;             /* by claim id */
     struct kvf_list outq;
     struct kvf_mapping *pool_map;
+    struct kvf_mapping *pool_rw; /* for writing; made with the first such grant
+                                    and kept, since its pages fill up slowly */
     char pool_path[KVF_PEER_PATH];
     struct kvf_link tcp, shm, rdma;
     struct kvf_link_addr tcp_addr;
@@ -95,6 +97,12 @@ struct kvf_guest_ask {
     UT_hash_handle hh; /* by id */
 };
 
+#define KVF_MEMO_MAX 16384u
+struct kvf_memo { /* memo.c */
+    struct kvf_memo_entry *table;
+    unsigned n;
+};
+
 /* A getter that dialled us. */
 struct kvf_guest {
     struct kvf_peers *ps;
@@ -115,7 +123,9 @@ struct kvf_guest {
     unsigned n_ended;
     struct kvf_timer ended_timer;
     struct kvf_guest_ask *asks;
-    struct kvf_list claims; /* kvf_claim.holder_node */
+    struct kvf_list claims;   /* kvf_claim.holder_node */
+    struct kvf_list accesses; /* kvf_access.guest_node */
+    struct kvf_list rooms;    /* kvf_room.guest_node */
     struct kvf_list engines;
     struct kvf_mapping *pool_map; /* proves that we may believe its pid */
     struct kvf_proc_watch *watch;
@@ -128,6 +138,13 @@ struct kvf_peers {
     struct kvf_place *places;
     struct kvf_peer *peers;
     struct kvf_guest *guests, *guests_by_rid;
+    struct kvf_edge edge[KVF_STAGES];
+    struct kvf_access *accesses; /* by id */
+    uint64_t next_access;
+    struct kvf_window *windows, *windows_by_id;
+    struct kvf_room *rooms;          /* by the push's id */
+    struct kvf_memo pushes, notices; /* done already */
+    bool draining;
     struct kvf_mpw w;
     uint64_t next_ask;
     struct kvf_peer_gone gone[KVF_GONE_MAX];
@@ -179,6 +196,7 @@ void kvf_peer_send_ends(struct kvf_peer *p, uint64_t not_before_ns);
 void kvf_peer_drop_ends(struct kvf_peer *p);
 /* ask.c */
 void kvf_peer_on_deny(struct kvf_peer *p, const struct kvf_peer_msg *m);
+void kvf_peer_on_applied(struct kvf_peer *p, const struct kvf_peer_msg *m);
 void kvf_peer_fail_asks(struct kvf_peer *p, const struct kvf_why *why);
 /* The session was renewed: the owner has dropped our lookups. */
 void kvf_peer_repeat_asks(struct kvf_peer *p);

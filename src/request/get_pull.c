@@ -167,7 +167,8 @@ static void on_lost(struct kvf_grant *gr, const struct kvf_why *why)
     case KVF_GET_CLAIMED:
     case KVF_GET_RETRYING:
         /* It queues again with its next claim. */
-        kvf_list_unlink(&g->edge_node);
+        if (!g->edge.admitted)
+            kvf_edge_leave(&g->edge);
         if (g->peer != NULL && kvf_peer_state(g->peer) == KVF_PEER_UP) {
             kvf_get_feed(g, KVF_GET_EV_LOST);
             return;
@@ -245,67 +246,22 @@ void kvf_get_on_grant(struct kvf_get *g, struct kvf_grant *gr)
 /* ---- admission
  * --------------------------------------------------------------------- */
 
-static bool has_room(const struct kvf_get *g)
+void kvf_get_on_enter(struct kvf_edge_wait *w)
 {
-    const struct kvf_edge_use *u = g->edge;
-    struct kvf_conf_edge e = kvf_conf_find_edge(g->gs->env.conf, u->from,
-                                                g->gs->env.conf->self.stage);
-
-    if (u->inflight == 0)
-        return true; /* one may always go, however large */
-    if (u->inflight >= e.max_inflight)
-        return false;
-    return e.window_size < 0 ||
-           u->bytes + g->grant->size <= (uint64_t)e.window_size;
-}
-
-static void enter_edge(struct kvf_get *g)
-{
-    g->edge_bytes = g->grant->size;
-    g->edge->inflight++;
-    g->edge->bytes += g->edge_bytes;
-    g->admitted = true;
+    kvf_get_feed(kvf_container_of(w, struct kvf_get, edge), KVF_GET_EV_ADMIT);
 }
 
 void kvf_get_admit(struct kvf_get *g)
 {
     const struct kvf_worker *w =
         g->peer != NULL ? kvf_peer_worker(g->peer) : NULL;
-    uint32_t from = w != NULL ? w->stage : g->gs->env.conf->self.stage;
+    const struct kvf_gets_env *env = &g->gs->env;
+    struct kvf_edge *e = kvf_peers_edge(
+        env->peers, w != NULL ? w->stage : env->conf->self.stage);
 
-    if (g->admitted) { /* asked again after a lost claim: it kept its place */
+    /* Asked again after a lost claim, it has kept its place. */
+    if (kvf_edge_enter(e, env->conf, &g->edge, g->grant->size))
         kvf_get_feed(g, KVF_GET_EV_ADMIT);
-        return;
-    }
-    g->edge = &g->gs->edge[from % KVF_STAGES];
-    if (kvf_list_empty(&g->edge->queue) && has_room(g)) {
-        enter_edge(g);
-        kvf_get_feed(g, KVF_GET_EV_ADMIT);
-    } else {
-        kvf_list_push_back(&g->edge->queue, &g->edge_node);
-    }
-}
-
-void kvf_get_leave_edge(struct kvf_get *g)
-{
-    struct kvf_edge_use *u = g->edge;
-    struct kvf_list *n;
-
-    kvf_list_unlink(&g->edge_node);
-    if (!g->admitted)
-        return;
-    g->admitted = false;
-    u->inflight--;
-    u->bytes -= g->edge_bytes;
-    while ((n = kvf_list_first(&u->queue)) != NULL) {
-        struct kvf_get *next = kvf_container_of(n, struct kvf_get, edge_node);
-
-        if (!has_room(next))
-            break;
-        kvf_list_unlink(n);
-        enter_edge(next);
-        kvf_get_feed(next, KVF_GET_EV_ADMIT);
-    }
 }
 
 /* ---- pulling

@@ -19,10 +19,6 @@ int kvf_gets_create(const struct kvf_gets_env *env, struct kvf_gets **out,
         return kvf_fail(why, KVF_NO_SPACE, "out of memory");
     gs->env = *env;
     kvf_list_init(&gs->all);
-    for (unsigned i = 0; i < KVF_STAGES; i++) {
-        gs->edge[i].from = i;
-        kvf_list_init(&gs->edge[i].queue);
-    }
     ret = kvf_link_open(env->shm, &gs->local_link, NULL, why);
     if (ret < 0) {
         free(gs);
@@ -366,7 +362,7 @@ int kvf_get_start(struct kvf_gets *gs, const struct kvf_get_params *p,
     g->arg = arg;
     g->m.max_attempts = gs->env.conf->attempts;
     kvf_list_init(&g->node);
-    kvf_list_init(&g->edge_node);
+    kvf_edge_wait_init(&g->edge, kvf_get_on_enter);
     kvf_list_init(&g->user.node);
     kvf_list_init(&g->waiter.node);
     kvf_list_init(&g->waiter.asker_node);
@@ -401,7 +397,7 @@ void kvf_get_release(struct kvf_get *g)
     kvf_timer_cancel(gs->env.sched, &g->pause);
     kvf_task_cancel(&g->task);
     kvf_peer_leave(&g->user);
-    kvf_get_leave_edge(g);
+    kvf_edge_leave(&g->edge);
     kvf_pull_free(g);
     pin_into(g, false);
     kvf_list_unlink(&g->node);
@@ -471,8 +467,7 @@ void kvf_gets_gauges(const struct kvf_gets *gs, struct kvf_gets_gauges *out)
         g.pulling += get->m.state == KVF_GET_PULLING;
         g.draining += get->m.state == KVF_GET_DRAINING;
         g.queued += get->m.state == KVF_GET_CLAIMED;
+        g.pull_bytes += get->edge.admitted ? get->edge.bytes : 0;
     }
-    for (unsigned i = 0; i < KVF_STAGES; i++)
-        g.pull_bytes += gs->edge[i].bytes;
     *out = g;
 }

@@ -2,27 +2,16 @@
 #ifndef KVF_REQUEST_GETS_PRIVATE_H
 #define KVF_REQUEST_GETS_PRIVATE_H
 
-#include "request/checksum.h"
+#include "memory/checksum.h"
 #include "request/get_machine.h"
 #include "request/gets.h"
 #include "transport/xfer.h"
-
-/* Pulls of one edge (their stage -> ours): admission. */
-struct kvf_edge_use {
-    uint32_t from;
-    unsigned inflight;
-    uint64_t bytes;
-    struct kvf_list queue; /* kvf_get.edge_node */
-};
-
-#define KVF_STAGES 16
 
 struct kvf_gets {
     struct kvf_gets_env env;
     struct kvf_list all; /* kvf_get.node */
     unsigned running;
     struct kvf_view *views;
-    struct kvf_edge_use edge[KVF_STAGES];
     struct kvf_link local_link; /* copies payloads of this daemon */
 };
 
@@ -80,11 +69,7 @@ struct kvf_get {
     unsigned proto_at; /* place in conf->protocol */
     enum kvf_mode got; /* mode of the result */
 
-    /* admission */
-    struct kvf_edge_use *edge;
-    struct kvf_list edge_node;
-    bool admitted;
-    uint64_t edge_bytes; /* what it counts for there */
+    struct kvf_edge_wait edge; /* admission */
 
     /* time */
     struct kvf_timer deadline, pause;
@@ -115,7 +100,7 @@ void kvf_get_unask(struct kvf_get *g);
 /* get_pull.c */
 void kvf_get_on_grant(struct kvf_get *g, struct kvf_grant *grant);
 void kvf_get_admit(struct kvf_get *g);
-void kvf_get_leave_edge(struct kvf_get *g);
+void kvf_get_on_enter(struct kvf_edge_wait *w);
 void kvf_get_pull(struct kvf_get *g);
 void kvf_get_cancel_pull(struct kvf_get *g);
 void kvf_get_backoff(struct kvf_get *g);

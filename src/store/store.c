@@ -42,7 +42,8 @@ static int check_put(const struct kvf_put *put, struct kvf_why *why)
         if ((s->buffer == NULL) == (s->region == NULL) || s->length == 0 ||
             s->length > UINT64_MAX - size)
             return kvf_fail(why, KVF_INVALID, "segment %u is not valid", i);
-        if (s->buffer != NULL && s->buffer->state != KVF_BUF_FILLING)
+        if (s->buffer != NULL && s->buffer->state != KVF_BUF_FILLING &&
+            s->buffer->state != KVF_BUF_RECEIVING)
             return kvf_fail(why, KVF_INVALID,
                             "segment %u: the buffer was put already", i);
         size += s->length;

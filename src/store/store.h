@@ -83,7 +83,8 @@ void kvf_store_configure(struct kvf_store *st,
 struct kvf_put {
     const char *key;
     size_t key_len;
-    struct kvf_seg *segs; /* copied; buffers FILLING, all of the caller's */
+    struct kvf_seg *segs; /* copied; buffers FILLING (a push: RECEIVING), all
+                             of the caller's */
     unsigned n_segs;
     const void *meta; /* copied */
     size_t meta_len;

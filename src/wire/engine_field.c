@@ -115,6 +115,30 @@ int kvf_field_endpoint(const msgpack_object *map, const char *host,
     return 1;
 }
 
+int kvf_field_worker(const msgpack_object *map, const char *name,
+                     struct kvf_from *out, struct kvf_why *why)
+{
+    const msgpack_object *w;
+    int rc = kvf_mp_map(map, name, &w, why);
+
+    if (rc <= 0)
+        return rc;
+    rc = kvf_field_need_u64(w, "stage", 0, KVF_STAGE_MAX, &out->stage, why);
+    if (rc >= 0) {
+        rc = kvf_mp_u64(w, "rank", 0, KVF_RANK_MAX, &out->rank, why);
+        out->has_rank = rc > 0;
+    }
+    if (rc >= 0) {
+        rc = kvf_mp_u64(w, "replica", 0, KVF_REPLICA_MAX, &out->replica, why);
+        out->has_replica = rc > 0;
+    }
+    if (rc < 0) {
+        kvf_fail_prefix(why, "field %s", name);
+        return rc;
+    }
+    return 1;
+}
+
 static int read_segment(const msgpack_object *o, struct kvf_segment_ref *s,
                         struct kvf_why *why)
 {

@@ -37,6 +37,20 @@ int kvf_field_need_u64(const msgpack_object *map, const char *name,
 int kvf_field_timeout(const msgpack_object *map, bool *has, uint64_t *ms,
                       struct kvf_why *why);
 
+/* A worker: a map of stage and, optionally, rank and replica. */
+int kvf_field_worker(const msgpack_object *map, const char *name,
+                     struct kvf_from *out, struct kvf_why *why);
+
+/* The fields of a put, also inside a push. *composed: the key was made of
+ * request_id, from and to. */
+int kvf_put_fields(struct kvf_req *r, struct kvf_req_put *p, bool *composed,
+                   struct kvf_why *why);
+/* engine_push.c */
+int kvf_push_read(struct kvf_req *r, struct kvf_why *why);
+int kvf_expose_read(struct kvf_req *r, struct kvf_why *why);
+int kvf_unexpose_read(struct kvf_req *r, struct kvf_why *why);
+int kvf_rma_read(struct kvf_req *r, struct kvf_why *why);
+
 /* The fields of one get; `out` is zeroed first. `into` is malloced. */
 int kvf_get_fields(const msgpack_object *map, msgpack_zone *zone,
                    struct kvf_req_get *out, struct kvf_why *why);

@@ -6,33 +6,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-static int read_from(const msgpack_object *map, struct kvf_req_get *g,
-                     struct kvf_why *why)
-{
-    const msgpack_object *from;
-    int rc = kvf_mp_map(map, "from", &from, why);
-
-    if (rc <= 0)
-        return rc;
-    rc = kvf_field_need_u64(from, "stage", 0, KVF_STAGE_MAX, &g->from.stage,
-                            why);
-    if (rc >= 0) {
-        rc = kvf_mp_u64(from, "rank", 0, KVF_RANK_MAX, &g->from.rank, why);
-        g->from.has_rank = rc > 0;
-    }
-    if (rc >= 0) {
-        rc = kvf_mp_u64(from, "replica", 0, KVF_REPLICA_MAX, &g->from.replica,
-                        why);
-        g->from.has_replica = rc > 0;
-    }
-    if (rc < 0) {
-        kvf_fail_prefix(why, "field from");
-        return rc;
-    }
-    g->has_from = true;
-    return 1;
-}
-
 static int read_source(const msgpack_object *map, struct kvf_req_get *g,
                        struct kvf_why *why)
 {
@@ -157,10 +130,12 @@ int kvf_get_fields(const msgpack_object *map, msgpack_zone *zone,
     out->wait = true;
     rc = kvf_field_key(map, zone, &out->key, &composed, &out->from.stage, why);
     if (rc >= 0) {
-        if (composed)
+        if (composed) {
             out->has_from = true;
-        else
-            rc = read_from(map, out, why);
+        } else {
+            rc = kvf_field_worker(map, "from", &out->from, why);
+            out->has_from = rc > 0;
+        }
     }
     if (rc >= 0)
         rc = read_rest(map, out, why);

@@ -90,7 +90,8 @@ static int read_register(struct kvf_req *r, struct kvf_why *why)
                                        &r->u.reg.size, why);
 }
 
-static int read_on_duplicate(struct kvf_req *r, struct kvf_why *why)
+static int read_on_duplicate(struct kvf_req *r, struct kvf_req_put *p,
+                             struct kvf_why *why)
 {
     struct kvf_slice_str s;
     int rc = kvf_field_str(&r->mp.root, "on_duplicate", 0, 64, &s, why);
@@ -98,18 +99,18 @@ static int read_on_duplicate(struct kvf_req *r, struct kvf_why *why)
     if (rc <= 0)
         return rc;
     if (s.len == 7 && memcmp(s.p, "replace", 7) == 0)
-        r->u.put.on_duplicate = KVF_DUP_REPLACE;
+        p->on_duplicate = KVF_DUP_REPLACE;
     else if (s.len == 6 && memcmp(s.p, "reject", 6) == 0)
-        r->u.put.on_duplicate = KVF_DUP_REJECT;
+        p->on_duplicate = KVF_DUP_REJECT;
     else
         return kvf_fail(why, KVF_INVALID,
                         "field on_duplicate: must be replace or reject");
     return 1;
 }
 
-static int read_put_bytes(struct kvf_req *r, struct kvf_why *why)
+static int read_put_bytes(struct kvf_req *r, struct kvf_req_put *p,
+                          struct kvf_why *why)
 {
-    struct kvf_req_put *p = &r->u.put;
     int rc = kvf_field_segments(&r->mp.root, "segments", &p->segments,
                                 &p->n_segments, why);
 
@@ -122,20 +123,15 @@ static int read_put_bytes(struct kvf_req *r, struct kvf_why *why)
         return kvf_fail(why, KVF_INVALID, "give segments or a payload frame");
     if (rc == 0 && r->payload_len == 0)
         return kvf_fail(why, KVF_INVALID, "the payload frame is empty");
-    for (unsigned i = 0; i < p->n_segments; i++)
-        if (p->segments[i].is_region && !p->notify)
-            return kvf_fail(why, KVF_INVALID,
-                            "a put of a region must set notify");
     return 0;
 }
 
-static int read_put(struct kvf_req *r, struct kvf_why *why)
+int kvf_put_fields(struct kvf_req *r, struct kvf_req_put *p, bool *composed,
+                   struct kvf_why *why)
 {
     const msgpack_object *map = &r->mp.root;
-    struct kvf_req_put *p = &r->u.put;
-    bool composed;
     uint64_t from;
-    int rc = kvf_field_key(map, r->mp.zone, &p->key, &composed, &from, why);
+    int rc = kvf_field_key(map, r->mp.zone, &p->key, composed, &from, why);
 
     p->readers = 1;
     if (rc >= 0)
@@ -148,12 +144,25 @@ static int read_put(struct kvf_req *r, struct kvf_why *why)
     if (rc >= 0)
         rc = kvf_mp_u64(map, "readers", 0, KVF_MAX_READERS, &p->readers, why);
     if (rc >= 0)
-        rc = read_on_duplicate(r, why);
+        rc = read_on_duplicate(r, p, why);
     if (rc >= 0)
         rc = kvf_mp_bool(map, "checksum", &p->checksum, why);
     if (rc >= 0)
         rc = kvf_mp_bool(map, "notify", &p->notify, why);
-    return rc < 0 ? rc : read_put_bytes(r, why);
+    return rc < 0 ? rc : read_put_bytes(r, p, why);
+}
+
+static int read_put(struct kvf_req *r, struct kvf_why *why)
+{
+    struct kvf_req_put *p = &r->u.put;
+    bool composed;
+    int rc = kvf_put_fields(r, p, &composed, why);
+
+    for (unsigned i = 0; rc == 0 && i < p->n_segments; i++)
+        if (p->segments[i].is_region && !p->notify)
+            rc =
+                kvf_fail(why, KVF_INVALID, "a put of a region must set notify");
+    return rc;
 }
 
 static int read_get(struct kvf_req *r, struct kvf_why *why)
@@ -248,15 +257,29 @@ static int read_drain(struct kvf_req *r, struct kvf_why *why)
 /* `cancel` is not here: its target is taken from the bytes. */
 static int (*const readers[KVF_OP_COUNT])(struct kvf_req *r,
                                           struct kvf_why *why) = {
-    [KVF_OP_HELLO] = read_hello,       [KVF_OP_BYE] = read_nothing,
-    [KVF_OP_PING] = read_nothing,      [KVF_OP_ALLOC] = read_alloc,
-    [KVF_OP_FREE] = read_buffer,       [KVF_OP_REGISTER] = read_register,
-    [KVF_OP_UNREGISTER] = read_region, [KVF_OP_PUT] = read_put,
-    [KVF_OP_GET] = read_get,           [KVF_OP_RELEASE] = read_buffer,
-    [KVF_OP_MGET] = read_mget,         [KVF_OP_FAIL] = read_fail,
-    [KVF_OP_CLEANUP] = read_cleanup,   [KVF_OP_LIST] = read_list,
-    [KVF_OP_PEER] = read_peer,         [KVF_OP_STATS] = read_nothing,
-    [KVF_OP_HEALTH] = read_nothing,    [KVF_OP_DRAIN] = read_drain,
+    [KVF_OP_HELLO] = read_hello,
+    [KVF_OP_BYE] = read_nothing,
+    [KVF_OP_PING] = read_nothing,
+    [KVF_OP_ALLOC] = read_alloc,
+    [KVF_OP_FREE] = read_buffer,
+    [KVF_OP_REGISTER] = read_register,
+    [KVF_OP_UNREGISTER] = read_region,
+    [KVF_OP_PUT] = read_put,
+    [KVF_OP_GET] = read_get,
+    [KVF_OP_RELEASE] = read_buffer,
+    [KVF_OP_MGET] = read_mget,
+    [KVF_OP_FAIL] = read_fail,
+    [KVF_OP_CLEANUP] = read_cleanup,
+    [KVF_OP_LIST] = read_list,
+    [KVF_OP_PEER] = read_peer,
+    [KVF_OP_STATS] = read_nothing,
+    [KVF_OP_HEALTH] = read_nothing,
+    [KVF_OP_DRAIN] = read_drain,
+    [KVF_OP_PUSH] = kvf_push_read,
+    [KVF_OP_EXPOSE] = kvf_expose_read,
+    [KVF_OP_WRITE] = kvf_rma_read,
+    [KVF_OP_READ] = kvf_rma_read,
+    [KVF_OP_UNEXPOSE] = kvf_unexpose_read,
 };
 
 /* An id as it may be echoed: a scalar of bounded length. */
@@ -308,7 +331,7 @@ static int read_fields(struct kvf_req *req, const struct kvf_mp_raw *target,
 {
     int rc;
 
-    if (req->has_payload && req->op != KVF_OP_PUT)
+    if (req->has_payload && req->op != KVF_OP_PUT && req->op != KVF_OP_PUSH)
         return kvf_fail(why, KVF_INVALID, "extra frames: %s takes no payload",
                         kvf_op_name(req->op));
     if (req->op == KVF_OP_CANCEL) {
@@ -362,6 +385,12 @@ void kvf_req_done(struct kvf_req *req)
         req->u.put.segments = NULL;
     } else if (req->op == KVF_OP_GET) {
         kvf_req_get_done(&req->u.get);
+    } else if (req->op == KVF_OP_PUSH) {
+        free(req->u.push.put.segments);
+        req->u.push.put.segments = NULL;
+    } else if (req->op == KVF_OP_WRITE || req->op == KVF_OP_READ) {
+        free(req->u.rma.segments);
+        req->u.rma.segments = NULL;
     }
     kvf_mp_done(&req->mp);
 }

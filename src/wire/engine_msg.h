@@ -36,7 +36,12 @@
     X(PEER, "peer")                                                            \
     X(STATS, "stats")                                                          \
     X(HEALTH, "health")                                                        \
-    X(DRAIN, "drain")
+    X(DRAIN, "drain")                                                          \
+    X(PUSH, "push")                                                            \
+    X(EXPOSE, "expose")                                                        \
+    X(UNEXPOSE, "unexpose")                                                    \
+    X(WRITE, "write")                                                          \
+    X(READ, "read")
 
 enum kvf_op {
 #define KVF_OP_ENUM(name, text) KVF_OP_##name,
@@ -117,6 +122,37 @@ struct kvf_req_get {
     unsigned n_into;
 };
 
+struct kvf_dest { /* whom push, write and read are for: `to`, else `target` */
+    bool has_to;
+    struct kvf_from to;
+    struct kvf_endpoint target; /* without `to` */
+};
+
+struct kvf_req_push {
+    struct kvf_req_put put;
+    struct kvf_dest dest;
+    bool has_timeout;
+    uint64_t timeout_ms;
+};
+
+struct kvf_req_expose {
+    struct kvf_slice_str name;
+    bool is_region, writable;
+    uint64_t size, region; /* the one that is_region says */
+};
+
+struct kvf_req_rma { /* write, read */
+    struct kvf_dest dest;
+    struct kvf_slice_str window;
+    uint64_t target_offset; /* with the known lengths below INT64_MAX */
+    struct kvf_segment_ref *segments;
+    unsigned n_segments;
+    bool has_timeout, has_notify;
+    uint64_t timeout_ms;
+    const void *notify;
+    size_t notify_len;
+};
+
 struct kvf_req_cleanup {
     struct kvf_slice_str request_id;
     bool has_from, has_to;
@@ -139,12 +175,15 @@ struct kvf_req {
         struct {
             uint64_t id;
         } handle; /* free, release: buffer;
-                     unregister: region */
+                     unregister: region; unexpose: window */
         struct {
             uint64_t fd, size;
         } reg;
         struct kvf_req_put put;
         struct kvf_req_get get;
+        struct kvf_req_push push;
+        struct kvf_req_expose expose;
+        struct kvf_req_rma rma;
         struct {
             const msgpack_object *gets; /* array; see kvf_req_mget_item */
             unsigned n;
@@ -180,7 +219,7 @@ struct kvf_req {
  * (why filled) req->has_id/id are set when the id could be read, and
  * kvf_req_done must be called in every case. Rules that need state (sessions,
  * buffers, inline_max) are not checked here. A payload frame is accepted for
- * `put` only. Composes `request_id:from_to` keys, and for a get sets
+ * `put` and `push` only. Composes `request_id:from_to` keys, and for a get sets
  * from.stage. Metadata that cannot be used counts as absent (never an error),
  * except that a usable generation or incarnation in it binds.  */
 /* Blocks never; `req` need not be initialised. Strings, payload, id and target

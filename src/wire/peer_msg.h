@@ -25,16 +25,21 @@
     X(REFUSE, 3, false)  /* version, cluster, limits: with the reason */       \
     X(PING, 4, true)                                                           \
     X(PONG, 5, false)                                                          \
-    X(ASK, 6, true)       /* who has key; parks at the owner */                \
-    X(UNASK, 7, true)     /* no longer interested */                           \
-    X(GRANT, 8, false)    /* a claim (and eager bytes) */                      \
-    X(DENY, 9, false)     /* final answer to an ASK */                         \
-    X(DONE, 10, true)     /* claim read: counts as a reader */                 \
-    X(ABORT, 11, true)    /* claim given back */                               \
-    X(ENDED, 12, false)   /* acknowledges DONE, ABORT */                       \
-    X(REVOKED, 13, false) /* owner ended the claim */                          \
-    X(UNMAPPED, 14, true) /* a client unmapped the views of an old start */    \
-    X(BYE, 15, true)      /* either side: going away in order */               \
+    X(ASK, 6, true)         /* who has key; parks at the owner */              \
+    X(UNASK, 7, true)       /* no longer interested */                         \
+    X(GRANT, 8, false)      /* a claim (and eager bytes) */                    \
+    X(DENY, 9, false)       /* final answer to an ASK */                       \
+    X(DONE, 10, true)       /* claim read: counts as a reader */               \
+    X(ABORT, 11, true)      /* claim given back */                             \
+    X(ENDED, 12, false)     /* acknowledges DONE, ABORT */                     \
+    X(REVOKED, 13, false)   /* owner ended the claim */                        \
+    X(UNMAPPED, 14, true)   /* a client unmapped the views of an old start */  \
+    X(BYE, 15, true)        /* either side: going away in order */             \
+    X(WINDOW_ASK, 24, true) /* access to a window: GRANT or DENY follows */    \
+    X(ROOM_ASK, 25, true)   /* room for a push: GRANT, DENY, or APPLIED */     \
+    X(COMMIT, 26, true)     /* all of a push is there: APPLIED or DENY */      \
+    X(NOTIFY, 27, true)     /* for a window's owner: APPLIED or DENY */        \
+    X(APPLIED, 28, false)   /* ROOM_ASK with bytes, COMMIT, NOTIFY: done */    \
     X(RDMA_CONNECT, 32, true) /* getter's end of an RC connection */           \
     X(RDMA_ACCEPT, 33, false) /* owner's end of it */                          \
     X(RDMA_REFUSE, 34, false) /* no such connection: with the reason */        \
@@ -111,6 +116,45 @@ struct kvf_peer_grant {
     struct kvf_rdma_keys **keys;
 };
 
+struct kvf_peer_window_ask {
+    uint64_t ask;
+    struct kvf_slice_str name;
+    bool write, want_shm;
+    uint64_t offset, length; /* what is wanted first: checked at once */
+};
+
+struct kvf_peer_room_ask {
+    uint64_t ask;
+    struct kvf_id push; /* random: the same push is never published twice */
+    struct kvf_slice_str key;
+    uint64_t size;
+    const void *meta;
+    size_t meta_len;
+    bool has_ttl, reject_duplicate, want_shm, has_checksum;
+    uint64_t ttl_ms, readers, checksum;
+    const void *bytes; /* the payload itself, when it is small; else NULL */
+    size_t bytes_len;
+};
+
+struct kvf_peer_commit {
+    uint64_t ask;
+    struct kvf_id push;
+    uint64_t claim; /* the room's */
+    struct kvf_id token;
+    bool has_checksum;
+    uint64_t checksum;
+};
+
+struct kvf_peer_notify {
+    uint64_t ask;
+    struct kvf_id id; /* random: told once however often it comes */
+    uint64_t claim;   /* the window's */
+    struct kvf_id token;
+    bool write;
+    const void *data;
+    size_t len;
+};
+
 struct kvf_peer_msg {
     struct kvf_peer_head head;
     union {
@@ -151,6 +195,7 @@ struct kvf_peer_msg {
             uint64_t ask;
             uint32_t status;
             uint64_t generation, size;
+            uint64_t free, largest_free, needed; /* of a NO_SPACE; else 0 */
             char text[200];
         } deny;
         struct {
@@ -165,6 +210,13 @@ struct kvf_peer_msg {
             char text[200];
         } revoked;
         struct kvf_peer_gone unmapped;
+        struct kvf_peer_window_ask window_ask;
+        struct kvf_peer_room_ask room_ask;
+        struct kvf_peer_commit commit;
+        struct kvf_peer_notify notify;
+        struct {
+            uint64_t ask, generation; /* generation 0: of a NOTIFY */
+        } applied;
         struct {
             char text[200];
         } bye;
@@ -189,4 +241,9 @@ int kvf_peer_decode(struct kvf_peer_msg *m, const void *data, size_t len,
                     const void *payload, size_t payload_len,
                     struct kvf_why *why);
 void kvf_peer_done(struct kvf_peer_msg *m);
+
+/* Private to src/wire: bodies of the messages of windows and pushes. */
+bool kvf_peer_push_write(struct kvf_mpw *w, const struct kvf_peer_msg *m);
+int kvf_peer_push_read(const msgpack_object *map, struct kvf_peer_msg *m,
+                       struct kvf_why *why);
 #endif

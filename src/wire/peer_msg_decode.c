@@ -424,6 +424,9 @@ static void read_body(struct reader *r, struct kvf_peer_msg *m)
         status(r, &m->u.deny.status);
         u64(r, "generation", 0, UINT64_MAX, &m->u.deny.generation);
         u64(r, "size", 0, UINT64_MAX, &m->u.deny.size);
+        (void)u64_opt(r, "free", UINT64_MAX, &m->u.deny.free);
+        (void)u64_opt(r, "largest_free", UINT64_MAX, &m->u.deny.largest_free);
+        (void)u64_opt(r, "needed", UINT64_MAX, &m->u.deny.needed);
         text(r, "text", m->u.deny.text, sizeof m->u.deny.text);
         break;
     case KVF_PEER_DONE:
@@ -449,6 +452,13 @@ static void read_body(struct reader *r, struct kvf_peer_msg *m)
     case KVF_PEER_RDMA_REFUSE:
     case KVF_PEER_RDMA_CLOSE:
         r->rc = kvf_peer_rdma_read(r->map, m, r->why);
+        break;
+    case KVF_PEER_WINDOW_ASK:
+    case KVF_PEER_ROOM_ASK:
+    case KVF_PEER_COMMIT:
+    case KVF_PEER_NOTIFY:
+    case KVF_PEER_APPLIED:
+        r->rc = kvf_peer_push_read(r->map, m, r->why);
         break;
     case KVF_PEER_TYPE_END:
     default:

@@ -152,12 +152,19 @@ static void put_grant(struct kvf_mpw *w, const struct kvf_peer_grant *g)
 
 static void put_deny(struct kvf_mpw *w, const struct kvf_peer_msg *m)
 {
-    kvf_mpw_map(w, 5);
+    bool space = m->u.deny.needed != 0;
+
+    kvf_mpw_map(w, space ? 8 : 5);
     kvf_mpw_kv_u64(w, "ask", m->u.deny.ask);
     kvf_mpw_kv_u64(w, "status", m->u.deny.status);
     kvf_mpw_kv_u64(w, "generation", m->u.deny.generation);
     kvf_mpw_kv_u64(w, "size", m->u.deny.size);
     put_text(w, "text", m->u.deny.text, sizeof m->u.deny.text);
+    if (space) {
+        kvf_mpw_kv_u64(w, "free", m->u.deny.free);
+        kvf_mpw_kv_u64(w, "largest_free", m->u.deny.largest_free);
+        kvf_mpw_kv_u64(w, "needed", m->u.deny.needed);
+    }
 }
 
 static void put_end(struct kvf_mpw *w, const struct kvf_peer_msg *m)
@@ -233,6 +240,12 @@ static bool put_body(struct kvf_mpw *w, const struct kvf_peer_msg *m)
     case KVF_PEER_RDMA_CLOSE:
         kvf_peer_rdma_put(w, m);
         return true;
+    case KVF_PEER_WINDOW_ASK:
+    case KVF_PEER_ROOM_ASK:
+    case KVF_PEER_COMMIT:
+    case KVF_PEER_NOTIFY:
+    case KVF_PEER_APPLIED:
+        return kvf_peer_push_write(w, m);
     case KVF_PEER_TYPE_END:
     default:
         return false;

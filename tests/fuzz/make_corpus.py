@@ -59,6 +59,15 @@ REQUESTS = {
     "list": {"prefix": "p", "limit": 5},
     "peer": {"stage": 1, "rank": 0, "replica": 0, "host": "h", "port": 9},
     "drain": {"timeout_ms": 5},
+    "push": {"key": "k", "segments": SEG, "meta": b"m", "ttl_ms": 5,
+             "readers": 2, "on_duplicate": "reject", "checksum": True,
+             "to": {"stage": 1, "rank": 0}, "timeout_ms": 5},
+    "expose": {"name": "w", "size": 4096, "writable": True},
+    "unexpose": {"window": 1},
+    "write": {"to": {"stage": 1}, "window": "w", "target_offset": 4096,
+              "segments": SEG, "notify": b"n"},
+    "read": {"target": {"host": "h", "port": 9}, "window": "w",
+             "segments": SEG, "timeout_ms": 5},
 }
 
 

@@ -172,7 +172,7 @@ static void make_memory(struct sim_node *n)
         &why);
     n->maps = kvf_map_cache_create(2);
     if (kvf_map_fd(n->maps, fcntl(n->seg.fd, F_DUPFD_CLOEXEC, 3), n->seg.size,
-                   false, &n->own_map, &why) < 0)
+                   true, &n->own_map, &why) < 0)
         sim_fail(n->sim, "own map: %s", why.text);
 }
 
@@ -185,6 +185,7 @@ static void make_peers(struct sim_node *n)
                                 .conf = n->conf,
                                 .incarnation = n->incarnation,
                                 .store = n->store,
+                                .buffers = n->bufs,
                                 .maps = n->maps,
                                 .own_map = n->own_map,
                                 .channel = {&sim_channel_ops, n},

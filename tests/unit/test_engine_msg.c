@@ -81,12 +81,35 @@ static void test_good(void **state)
         "{'op':'stats'}",
         "{'op':'health'}",
         "{'op':'drain','timeout_ms':5}",
+        "{'op':'push','key':'k','segments':[{'region':1,'offset':0,"
+        "'length':5}],'to':{'stage':1},'timeout_ms':0}",
+        "{'op':'push','request_id':'r','from':0,'to':1,'segments':"
+        "[{'buffer':1}],'checksum':true}",
+        "{'op':'push','key':'k','segments':[{'buffer':1}],'target':"
+        "{'host':'h','port':5}}",
+        "{'op':'expose','name':'w','size':1,'writable':true}",
+        "{'op':'expose','name':'w','region':0,'writable':false}",
+        "{'op':'unexpose','window':5}",
+        "{'op':'write','to':{'stage':1},'window':'w','segments':[{'buffer':1},"
+        "{'buffer':1}],'notify':<>}",
+        "{'op':'read','target':{'host':'h','port':5},'window':'w',"
+        "'target_offset':4096,'segments':[{'buffer':1}]}",
     };
 
     (void)state;
     for (size_t i = 0; i < sizeof good / sizeof good[0]; i++)
         if (once(good[i]) != 0)
             fail_msg("%s: %s", good[i], why.text);
+}
+
+static void refuses(const char *const bad[][2], size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        if (once(bad[i][0]) != -KVF_INVALID)
+            fail_msg("taken: %s", bad[i][0]);
+        if (strstr(why.text, bad[i][1]) == NULL)
+            fail_msg("%s: says \"%s\"", bad[i][0], why.text);
+    }
 }
 
 static void test_bad(void **state)
@@ -171,12 +194,48 @@ static void test_bad(void **state)
     };
 
     (void)state;
-    for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
-        if (once(bad[i][0]) != -KVF_INVALID)
-            fail_msg("taken: %s", bad[i][0]);
-        if (strstr(why.text, bad[i][1]) == NULL)
-            fail_msg("%s: says \"%s\"", bad[i][0], why.text);
-    }
+    refuses(bad, sizeof bad / sizeof bad[0]);
+}
+
+static void test_bad_push(void **state)
+{
+    static const char *const bad[][2] = {
+        {"{'op':'push','key':'k','segments':[{'buffer':1}]}", "`to`"},
+        {"{'op':'push','key':'k','segments':[{'buffer':1}],'to':1}",
+         "field to"},
+        {"{'op':'push','request_id':'r','from':0,'to':{'stage':1},"
+         "'segments':[{'buffer':1}]}",
+         "field to"},
+        {"{'op':'push','key':'k','to':{'stage':1}}", "segments or a payload"},
+        {"{'op':'push','key':'k','segments':[{'buffer':1}],'target':"
+         "{'host':'h'}}",
+         "field target"},
+        {"{'op':'expose','name':'w','size':1}", "field writable: missing"},
+        {"{'op':'expose','name':'','size':1,'writable':true}", "field name"},
+        {"{'op':'expose','size':1,'writable':true}", "field name: missing"},
+        {"{'op':'expose','name':'w','writable':true}", "size or region"},
+        {"{'op':'expose','name':'w','size':1,'region':1,'writable':true}",
+         "size or region"},
+        {"{'op':'expose','name':'w','size':0,'writable':true}", "field size"},
+        {"{'op':'unexpose'}", "field window: missing"},
+        {"{'op':'write','to':{'stage':1},'segments':[{'buffer':1}]}",
+         "field window: missing"},
+        {"{'op':'write','window':'w','segments':[{'buffer':1}]}", "`to`"},
+        {"{'op':'write','to':{'stage':1},'window':'w'}",
+         "field segments: missing"},
+        {"{'op':'write','to':{'stage':1},'window':'w','target_offset':"
+         "9223372036854775807,'segments':[{'buffer':1,'length':1}]}",
+         "out of range"},
+        {"{'op':'write','to':{'stage':1},'window':'w','segments':"
+         "[{'buffer':1}],'notify':'s'}",
+         "field notify"},
+        {"{'op':'read','to':{'stage':1},'window':'w','segments':[{'buffer':1,"
+         "'offset':4,'length':5},{'buffer':1,'length':5}]}",
+         "named twice"},
+    };
+
+    (void)state;
+    refuses(bad, sizeof bad / sizeof bad[0]);
 }
 
 static void test_id(void **state)
@@ -290,9 +349,10 @@ static void test_mget(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_good),       cmocka_unit_test(test_bad),
-        cmocka_unit_test(test_id),         cmocka_unit_test(test_payload),
-        cmocka_unit_test(test_get_values), cmocka_unit_test(test_mget),
+        cmocka_unit_test(test_good),     cmocka_unit_test(test_bad),
+        cmocka_unit_test(test_bad_push), cmocka_unit_test(test_id),
+        cmocka_unit_test(test_payload),  cmocka_unit_test(test_get_values),
+        cmocka_unit_test(test_mget),
     };
 
     return cmocka_run_group_tests(tests, setup, teardown);

@@ -21,6 +21,48 @@ static struct kvf_rdma_key pool_keys[] = {{1ull << 40, 1 << 30, 77},
                                           {1ull << 41, 4096, 78}};
 static struct kvf_peer_space spaces[] = {{"/proc/9/fd/3", 1, 2, 4096}};
 
+static void fill_push(struct kvf_peer_msg *m, enum kvf_peer_type type)
+{
+    if (type == KVF_PEER_WINDOW_ASK) {
+        m->u.window_ask = (struct kvf_peer_window_ask){.ask = 7,
+                                                       .name = {"w1", 2},
+                                                       .write = true,
+                                                       .offset = 4096,
+                                                       .length = 10};
+    } else if (type == KVF_PEER_ROOM_ASK) {
+        m->u.room_ask = (struct kvf_peer_room_ask){.ask = 7,
+                                                   .key = {"r:0_1", 5},
+                                                   .size = 5,
+                                                   .meta = "mm",
+                                                   .meta_len = 2,
+                                                   .has_ttl = true,
+                                                   .ttl_ms = 9,
+                                                   .readers = 2,
+                                                   .want_shm = true,
+                                                   .has_checksum = true,
+                                                   .checksum = 77,
+                                                   .bytes = eager,
+                                                   .bytes_len = 5};
+        memset(m->u.room_ask.push.b, 0x44, KVF_ID_LEN);
+    } else if (type == KVF_PEER_COMMIT) {
+        m->u.commit = (struct kvf_peer_commit){
+            .ask = 7, .claim = 1ull << 63 | 5, .has_checksum = true};
+        memset(m->u.commit.push.b, 0x44, KVF_ID_LEN);
+        memset(m->u.commit.token.b, 0x33, KVF_ID_LEN);
+    } else if (type == KVF_PEER_NOTIFY) {
+        m->u.notify = (struct kvf_peer_notify){.ask = 7,
+                                               .claim = 1ull << 63 | 5,
+                                               .write = true,
+                                               .data = "nn",
+                                               .len = 2};
+        memset(m->u.notify.id.b, 0x55, KVF_ID_LEN);
+        memset(m->u.notify.token.b, 0x33, KVF_ID_LEN);
+    } else if (type == KVF_PEER_APPLIED) {
+        m->u.applied.ask = 7;
+        m->u.applied.generation = 300;
+    }
+}
+
 static void fill(struct kvf_peer_msg *m, enum kvf_peer_type type)
 {
     static const struct kvf_peer_pool pool = {"/proc/5/fd/4", 1 << 30, 5, 99};
@@ -85,6 +127,8 @@ static void fill(struct kvf_peer_msg *m, enum kvf_peer_type type)
         strcpy(m->u.revoked.text, "drain");
     } else if (type == KVF_PEER_UNMAPPED) {
         m->u.unmapped = gone[0];
+    } else if (type >= KVF_PEER_WINDOW_ASK && type <= KVF_PEER_APPLIED) {
+        fill_push(m, type);
     } else if (type == KVF_PEER_BYE) {
         strcpy(m->u.bye.text, "SIGTERM");
     } else if (type == KVF_PEER_RDMA_CONNECT || type == KVF_PEER_RDMA_ACCEPT) {

@@ -1,7 +1,7 @@
 /* XXH3-64 (seed 0) over scattered memory, in slices of the loop's bulk budget.
  */
-#ifndef KVF_REQUEST_CHECKSUM_H
-#define KVF_REQUEST_CHECKSUM_H
+#ifndef KVF_MEMORY_CHECKSUM_H
+#define KVF_MEMORY_CHECKSUM_H
 
 #include "base/sched.h"
 #include "base/why.h"

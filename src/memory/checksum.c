@@ -1,4 +1,4 @@
-#include "request/checksum.h"
+#include "memory/checksum.h"
 
 #include <stdlib.h>
 #include <string.h>
