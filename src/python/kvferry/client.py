@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from select import POLLIN
 from typing import (Any, Callable, Dict, List, Mapping, Optional, Sequence,
                     Union)
 
@@ -115,14 +116,15 @@ class Client:
         poller = e.poller
         self._leader = me
         e.unlock()
+        ready = None
         try:
             wait = until - now()
-            poller.poll(None if wait == INF else max(0, wait * 1000))
+            ready = poller.poll(None if wait == INF else max(0, wait * 1000))
         finally:
             e.lock.acquire()
             self._leader = None
             self._led = now()
-        e.process()
+        e.process((e.wake_fd, POLLIN) in ready)
 
     def _follow(self, call: Call) -> None:
         """Waits for the leader to complete the call or to hand on its job.

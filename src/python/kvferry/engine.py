@@ -35,7 +35,15 @@ from .shm import Mapping, Mappings
 now = time.monotonic
 INF = float("inf")
 _pack = msgpack.Packer(use_bin_type=True, autoreset=True)
-_NOBLOCK = zmq.NOBLOCK
+_NOBLOCK = int(zmq.NOBLOCK)
+_SNDMORE = int(zmq.NOBLOCK | zmq.SNDMORE)
+_EVENTS, _RCVMORE, _POLLIN = (int(x) for x in (zmq.EVENTS, zmq.RCVMORE,
+                                               zmq.POLLIN))
+# Socket.get and send of pyzmq's backend: those of zmq.Socket turn each flag
+# into an enum, which costs more than the call.
+_get = zmq.backend.Socket.get
+_sock_send = zmq.backend.Socket.send
+_sock_recv = zmq.backend.Socket.recv
 _engines: "weakref.WeakSet[Engine]" = weakref.WeakSet()
 
 
@@ -215,10 +223,10 @@ class Engine:
         m["id"] = call.id
         try:
             if r.payload is None:
-                self.sock.send(_pack.pack(m), _NOBLOCK)
+                _sock_send(self.sock, _pack.pack(m), _NOBLOCK)
             else:
-                self.sock.send(_pack.pack(m), _NOBLOCK | zmq.SNDMORE)
-                self.sock.send(r.payload, _NOBLOCK)
+                _sock_send(self.sock, _pack.pack(m), _SNDMORE)
+                _sock_send(self.sock, r.payload, _NOBLOCK)
         except zmq.ZMQError as e:
             self._complete(call, None, Internal(f"cannot send: {e}"))
         except (TypeError, ValueError, OverflowError) as e:
@@ -284,25 +292,27 @@ class Engine:
 
     # ---- replies -----------------------------------------------------------
 
-    def process(self) -> None:
-        """Reads all that is there. Lock held."""
+    def process(self, woken: bool = True) -> None:
+        """Reads all that is there. woken: wake_fd may be readable. Lock
+        held."""
         if self.state == "closed":
             return
-        try:
-            os.read(self.wake_fd, 4096)
-        except BlockingIOError:
-            pass
+        if woken:
+            try:
+                os.read(self.wake_fd, 4096)
+            except BlockingIOError:
+                pass
         self._drain()
         self._check_monitor()
 
     def _drain(self) -> None:
         while self.sock is not None and \
-                self.sock.get(zmq.EVENTS) & zmq.POLLIN:
+                _get(self.sock, _EVENTS) & _POLLIN:
             try:
-                head = self.sock.recv(_NOBLOCK)
+                head = _sock_recv(self.sock, _NOBLOCK)
                 frame = b""
-                while self.sock.get(zmq.RCVMORE):
-                    frame = self.sock.recv(_NOBLOCK)
+                while _get(self.sock, _RCVMORE):
+                    frame = _sock_recv(self.sock, _NOBLOCK)
             except zmq.Again:
                 return
             self._dispatch(head, frame)
@@ -447,7 +457,8 @@ class Engine:
 
     def _check_monitor(self) -> None:
         lost = False
-        while self.mon is not None and self.mon.get(zmq.EVENTS) & zmq.POLLIN:
+        while self.mon is not None and \
+                _get(self.mon, _EVENTS) & _POLLIN:
             recv_monitor_message(self.mon, _NOBLOCK)
             lost = True
         if lost:

@@ -61,6 +61,11 @@ class Mappings:
              incarnation: Optional[bytes] = None) -> Mapping:
         flags = os.O_RDWR if write else os.O_RDONLY
         try:
+            st = os.stat(path)
+            known = self._maps.get((st.st_dev, st.st_ino, write))
+            if known is not None:
+                known.check(size, incarnation)
+                return known
             fd = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as e:
             raise Unsupported(f"cannot open {path}: {e.strerror}") from None
