@@ -1,5 +1,6 @@
 """The kvferryds of a deployment: their configuration, their start."""
 import os
+import re
 import socket
 import subprocess
 import time
@@ -41,10 +42,69 @@ def free_base(workers):
     raise SystemExit("no free ports")
 
 
+class Loopback:
+    """Both stages on 127.0.0.1."""
+    hosts = ("127.0.0.1", "127.0.0.1")
+
+    def command(self, stage):
+        return []
+
+    def close(self):
+        pass
+
+
+class SlowLink:
+    """A network namespace for the daemons of each stage and a link of so many
+    Mbit/s between them. Needs root."""
+    hosts = ("10.99.0.1", "10.99.0.2")
+
+    def __init__(self, mbit):
+        self.names = [f"kvfserve{os.getpid()}-{i}" for i in (0, 1)]
+        self.sweep()
+        try:
+            for name in self.names:
+                self.ip("netns", "add", name)
+            self.ip("link", "add", "kvf0", "netns", self.names[0], "type",
+                    "veth", "peer", "name", "kvf1", "netns", self.names[1])
+            burst = max(16384, int(mbit * 1e6 / 8 / 250))  # a tick's worth
+            for i, name in enumerate(self.names):
+                self.ip("-n", name, "addr", "add", f"{self.hosts[i]}/24",
+                        "dev", f"kvf{i}")
+                for dev in ("lo", f"kvf{i}"):
+                    self.ip("-n", name, "link", "set", dev, "up")
+                subprocess.run(
+                    ["tc", "-n", name, "qdisc", "add", "dev", f"kvf{i}",
+                     "root", "tbf", "rate", f"{mbit}mbit", "burst",
+                     str(burst), "latency", "100ms"], check=True)
+        except (OSError, subprocess.CalledProcessError) as e:
+            self.close()
+            raise SystemExit(f"no link with a limit: {e} (root, iproute2?)")
+
+    @staticmethod
+    def ip(*args, check=True):
+        return subprocess.run(["ip", *args], check=check, text=True,
+                              capture_output=not check).stdout
+
+    def sweep(self):
+        """What a killed one left."""
+        for line in (self.ip("netns", "list", check=False) or "").split():
+            m = re.fullmatch(r"kvfserve(\d+)-\d", line)
+            if m and not os.path.exists(f"/proc/{m.group(1)}"):
+                self.ip("netns", "del", line, check=False)
+
+    def command(self, stage):
+        return ["ip", "netns", "exec", self.names[stage]]
+
+    def close(self):
+        for name in self.names:
+            self.ip("netns", "del", name, check=False)
+
+
 class Daemon:
     """One kvferryd, in the folder `work`."""
 
-    def __init__(self, program, work, stage, rank, args, base):
+    def __init__(self, program, work, stage, rank, args, base, net):
+        self.command = net.command(stage)
         self.name = f"kvferryd-{stage}-{rank}"
         self.program, self.work = program, work
         self.endpoint = f"ipc://{work}/e{stage}-{rank}"
@@ -60,7 +120,7 @@ rank = {rank}
 engine_endpoint = {self.endpoint}
 
 [connector]
-host = 127.0.0.1
+host = {net.hosts[stage]}
 zmq_port = {base}
 memory_pool_size = {args.pool}
 protocol = {args.protocol}
@@ -70,6 +130,12 @@ drain_ms = 500
 from_tp = {args.prefill_tp}
 to_tp = {args.decode_tp}
 """)
+            for r in range(args.prefill_tp):
+                f.write(f"""
+[peer 0.{r}]
+host = {net.hosts[0]}
+port = {port_of(base, 0, r)}
+""")
 
     def start(self):
         if os.path.exists(self.ready):
@@ -78,7 +144,7 @@ to_tp = {args.decode_tp}
         with open(self.log, "ab") as log:
             # Popen's child would otherwise outlive a supervisor that is killed.
             self.process = subprocess.Popen(
-                [self.program, self.ini, "--ready-file", self.ready],
+                [*self.command, self.program, self.ini, "--ready-file", self.ready],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 env=dict(os.environ, XDG_RUNTIME_DIR=self.work),
                 preexec_fn=lambda: process.die_with_parent(parent))
