@@ -60,6 +60,16 @@
     X(transfer_us, "moving the bytes")                                         \
     X(total_us, "from acceptance to reply")                                    \
     X(loop_lag_us, "from the end of one wait of the loop to the next")
+#define RDMA_GAUGES(X)                                                         \
+    X(qps, v.qps, "queue pairs that exist, both sides")                        \
+    X(cqs, v.cqs, "completion queues that exist")                              \
+    X(mrs, v.mrs, "memory regions that are registered")                        \
+    X(mr_bytes, v.mr_bytes, "their bytes")                                     \
+    X(links, v.links, "links to owners, those that end included")              \
+    X(links_up, v.links_up, "of these, up")                                    \
+    X(dying, v.dying, "of these, waiting for their last work requests")        \
+    X(guests, v.guests, "queue pairs of getters")                              \
+    X(wrs_in_flight, v.wrs_in_flight, "work requests posted, not completed")
 #define ENGINE_GAUGES(X)                                                       \
     X(clients, s->n_clients, "sockets of engines known")                       \
     X(sessions, s->n_sessions, "open sessions")                                \
@@ -197,10 +207,13 @@ static void write_transports(struct kvf_server *s)
 {
     struct kvf_mpw *w = kvf_reply_key(s, "transports");
     struct kvf_tcp_gauges t = {0, 0, 0};
+    struct kvf_rdma_gauges v = {.qps = 0};
 
     if (s->tcp != NULL)
         kvf_tcp_gauges(s->tcp, &t);
-    kvf_mpw_map(w, 2);
+    if (s->rdma != NULL)
+        kvf_rdma_gauges(s->rdma, &v);
+    kvf_mpw_map(w, 3);
     kvf_mpw_str(w, "shm");
     kvf_mpw_map(w, 2);
     kvf_mpw_kv_bool(w, "on", s->shm_on);
@@ -211,6 +224,13 @@ static void write_transports(struct kvf_server *s)
     kvf_mpw_kv_u64(w, "out_conns", t.out_conns);
     kvf_mpw_kv_u64(w, "in_conns", t.in_conns);
     kvf_mpw_kv_u64(w, "sends_under_way", t.sends_under_way);
+    kvf_mpw_str(w, "rdma");
+    kvf_mpw_map(w, 3 RDMA_GAUGES(COUNT_ONE));
+    kvf_mpw_kv_bool(w, "on", s->rdma != NULL);
+    kvf_mpw_kv_bool(w, "port_up", v.port_up);
+    kvf_mpw_kv_str(w, "device",
+                   s->rdma != NULL ? kvf_rdma_describe(s->rdma) : "");
+    RDMA_GAUGES(WRITE_GAUGE)
 }
 
 static void write_histogram(struct kvf_mpw *w, const char *name,
@@ -304,6 +324,10 @@ void kvf_stats_write_markdown(FILE *out)
           "`shm`: on, mappings. `tcp`: on, out_conns, "
           "in_conns, sends_under_way.");
     fprintf(out, "| `on` | configured |\n");
+    table(out, "transports.rdma",
+          "Also `on` (a device is in use), `port_up`, `device` (which, with "
+          "its port, MTU and GID).");
+    RDMA_GAUGES(ROW3)
     table(out, "histograms",
           "Each a map of count, p50, p90, p99, max, in microseconds.");
     HISTOGRAMS(ROW2)

@@ -40,4 +40,7 @@ void rig_rdma_close(struct rig *r);
 /* A fresh getter's and owner's transport; for tests of creation. */
 int rig_rdma_create(struct rig *r, struct kvf_transport **out,
                     struct kvf_why *why);
+/* One pull that must succeed with every byte right. */
+struct pull;
+void rig_rdma_pull(struct rig *r, struct pull *p);
 #endif

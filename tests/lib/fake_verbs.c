@@ -47,6 +47,10 @@ void fake_misuse(const char *what)
 void fake_reset(void)
 {
     memset(&fake, 0, sizeof fake);
+    /* What a test left that failed is not the next one's. */
+    kvf_list_init(&fake_contexts);
+    kvf_list_init(&fake_mrs);
+    kvf_list_init(&fake_qps);
     fake.n_devices = 2;
     fake.attr = (struct ibv_device_attr){.max_mr_size = 1ull << 40,
                                          .max_qp = 1024,

@@ -13,7 +13,10 @@
  * tasks, never from here. */
 #include "transport/rdma/rdma_priv.h"
 
+#include "base/log.h"
+
 #include <errno.h>
+#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -33,6 +36,11 @@ static void set_timer(struct kvf_rdma_link *l, uint64_t after_ns)
 /* ---- telling the owner of the link ------------------------------------------
  */
 
+static bool gone(const struct kvf_rdma_link *l)
+{
+    return l->state == KVF_RDMA_DYING || l->state == KVF_RDMA_DEAD;
+}
+
 static void event(struct kvf_task *t)
 {
     struct kvf_rdma_link *l = kvf_container_of(t, struct kvf_rdma_link, event);
@@ -42,16 +50,18 @@ static void event(struct kvf_task *t)
         return;
     if (l->was_up && !l->told_up) {
         l->told_up = true;
-        if (link->state == KVF_LINK_DOWN)
+        if (gone(l))
             kvf_task_post(l->r->t.sched, &l->event);
         if (link->on_up != NULL)
             link->on_up(link); /* may close the link */
         return;
     }
-    if (link->state == KVF_LINK_DOWN && link->on_down != NULL) {
+    if (gone(l) && link->state != KVF_LINK_DOWN) {
         struct kvf_why why = l->why;
 
-        link->on_down(link, &why); /* may close the link */
+        link->state = KVF_LINK_DOWN;
+        if (link->on_down != NULL)
+            link->on_down(link, &why); /* may close the link */
     }
 }
 
@@ -97,16 +107,20 @@ static void give_back(struct kvf_rdma_link *l)
     l->n_cancelled = 0;
 }
 
-/* Everything has come back or time is up: the QP goes, then the ops. A device
- * that refuses is asked again; until it agrees nothing is quiet. */
+/* Everything has come back (then the ops are given back already) or time is up:
+ * the QP goes, and what it still held with it. A device that refuses is asked
+ * again. */
 static bool reap(struct kvf_rdma_job *job)
 {
     struct kvf_rdma_link *l = link_of_job(job);
 
     if (kvf_rdma_qp_destroy(l->r, &l->qp) != 0 || kvf_rdma_cq_destroy(l) != 0) {
+        kvf_log(KVF_LOG_DEBUG, "RDMA", "%s: the device keeps a QP", l->host);
         set_timer(l, KVF_RDMA_AGAIN_NS);
         return false;
     }
+    kvf_log(KVF_LOG_DEBUG, "RDMA", "%s: QP gone wrs=%" PRIu64, l->host,
+            l->done);
     kvf_timer_cancel(l->r->t.sched, &l->timer);
     l->state = KVF_RDMA_DEAD;
     l->posted = l->done;
@@ -119,6 +133,15 @@ static bool reap(struct kvf_rdma_job *job)
 
 void kvf_rdma_link_drained(struct kvf_rdma_link *l)
 {
+    /* Every work request is accounted for and a QP in ERR starts none: their
+     * memory is quiet, however long the device takes to let the QP go. */
+    if (l->posted == l->done && l->in_err)
+        give_back(l);
+    if (l->linger) {
+        l->linger = false;
+        set_timer(l, KVF_RDMA_LINGER_NS);
+        return;
+    }
     l->job.step = reap;
     kvf_rdma_job_start(l->r, &l->job);
 }
@@ -152,13 +175,17 @@ void kvf_rdma_link_abort(struct kvf_rdma_link *l, const struct kvf_why *why)
         r->hooks->disconnect(r->hooks_arg, l->link, l->id, l->why.text);
     l->state = KVF_RDMA_DYING;
     if (l->link != NULL) {
-        l->link->state = KVF_LINK_DOWN;
         kvf_task_post(r->t.sched, &l->event);
         kvf_task_post(r->t.sched, &l->room);
     }
     give_back_unposted(l);
+    kvf_log(KVF_LOG_DEBUG, "RDMA",
+            "%s: link ends wrs_in_flight=%" PRIu64 " ops=%u: %s", l->host,
+            l->posted - l->done, l->n_ops, why->text);
     /* If even that fails, destroying the QP is what ends it. */
-    if (kvf_rdma_qp_err(r, &l->qp) == 0 && l->posted != l->done) {
+    l->in_err = kvf_rdma_qp_err(r, &l->qp) == 0;
+    l->linger = l->in_err && l->posted != l->done;
+    if (l->linger) {
         kvf_rdma_post_last(l);
         set_timer(l, KVF_RDMA_DRAIN_NS);
         kvf_source_kick(&r->cq_src);
@@ -179,10 +206,11 @@ static void timer(struct kvf_timer *t)
 {
     struct kvf_rdma_link *l = kvf_container_of(t, struct kvf_rdma_link, timer);
     struct kvf_sched *s = l->r->t.sched;
-    uint64_t limit = l->r->conf.stall_ms * KVF_NS_PER_MS;
+    uint64_t limit = kvf_rdma_stall_ns(l);
     struct kvf_why why;
 
     if (l->state == KVF_RDMA_DYING) {
+        l->linger = false; /* either way its time is over */
         kvf_rdma_link_drained(l);
         return;
     }
@@ -197,8 +225,6 @@ static void timer(struct kvf_timer *t)
         return;
     if (s->stalled) /* we were stopped, not the device */
         l->last_progress = s->now_ns;
-    if (l->n_cancelled > 0 && limit > KVF_RDMA_CANCEL_NS)
-        limit = KVF_RDMA_CANCEL_NS;
     if (s->now_ns - l->last_progress < limit) {
         kvf_timer_set(s, t, l->last_progress + limit);
         return;

@@ -412,6 +412,8 @@ int kvf_rdma_post(struct kvf_link *link, struct kvf_transfer_op *op,
     struct kvf_rdma_link *l = link->impl;
     int rc;
 
+    if (l->state == KVF_RDMA_DYING || l->state == KVF_RDMA_DEAD)
+        return kvf_fail(why, l->why.status, "%s", l->why.text);
     rc = check_local(l->r, op, why);
     if (rc != 0)
         return rc;
@@ -475,7 +477,7 @@ void kvf_rdma_cancel(struct kvf_link *link, struct kvf_transfer_op *op)
 {
     struct kvf_rdma_link *l = link->impl;
     struct kvf_rdma *r = l->r;
-    uint64_t due = l->last_progress + KVF_RDMA_CANCEL_NS;
+    uint64_t due;
 
     if (l->silent.wrs > 0)
         kvf_task_post(r->t.sched, &l->ring);
@@ -489,6 +491,7 @@ void kvf_rdma_cancel(struct kvf_link *link, struct kvf_transfer_op *op)
         kvf_list_unlink(&op->node);
         kvf_list_push_back(&l->flying, &op->node);
     }
+    due = l->last_progress + kvf_rdma_stall_ns(l);
     if (l->state == KVF_RDMA_UP && l->timer.due_ns > due)
         kvf_timer_set(r->t.sched, &l->timer, due);
 }

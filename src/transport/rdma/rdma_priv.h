@@ -16,9 +16,15 @@
  * the QP makes them quiet. */
 #define KVF_RDMA_DRAIN_NS (1000 * KVF_NS_PER_MS)
 #define KVF_RDMA_AGAIN_NS (100 * KVF_NS_PER_MS)
-/* A cancelled op waits for its work requests; no completion for so long, and
- * the link is aborted for it. */
-#define KVF_RDMA_CANCEL_NS (250 * KVF_NS_PER_MS)
+/* A QP that was drained in the middle of something is destroyed so much later:
+ * Soft-RoCE waits in ibv_destroy_qp for packets that are still in the queue of
+ * the network card, and requests must not wait for that. */
+#define KVF_RDMA_LINGER_NS (500 * KVF_NS_PER_MS)
+/* A cancelled op waits for its work requests. While there is one, a link
+ * without a completion for this part of stall_ms is aborted: whoever cancelled
+ * wants its memory back, but a short loss that the device repairs must not cost
+ * others their link. */
+#define KVF_RDMA_CANCEL_PART 2
 
 /* Work that is done one verbs call at a time, in slices of the loop. */
 struct kvf_rdma_job {
@@ -189,6 +195,8 @@ struct kvf_rdma_link {
     uint64_t id; /* of the handshake */
     uint32_t gen;
     bool asked, told_up, was_up, starved;
+    bool in_err;             /* its QP was brought to ERR */
+    bool linger;             /* ... in the middle of something */
     struct kvf_rdma_end own; /* what we told */
     struct kvf_rdma_path path;
     struct kvf_rdma_key *pool; /* the owner's */
@@ -227,6 +235,13 @@ int kvf_rdma_link_open(struct kvf_transport *t, struct kvf_link *link,
 void kvf_rdma_link_close(struct kvf_link *link);
 /* Starts the one way down: QP to ERR, drain, destroy. First cause counts. */
 void kvf_rdma_link_abort(struct kvf_rdma_link *l, const struct kvf_why *why);
+static inline uint64_t kvf_rdma_stall_ns(const struct kvf_rdma_link *l)
+{
+    uint64_t ns = l->r->conf.stall_ms * KVF_NS_PER_MS;
+
+    return l->n_cancelled > 0 ? ns / KVF_RDMA_CANCEL_PART : ns;
+}
+
 /* Everything that was posted has come back, or time is up. */
 void kvf_rdma_link_drained(struct kvf_rdma_link *l);
 /* The probe came back. */

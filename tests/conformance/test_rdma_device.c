@@ -1,0 +1,154 @@
+/* The rdma transport and its device: creation, registration, and what a
+ * transfer costs in work requests, doorbells and completions. */
+#include "rig.h"
+
+#include <errno.h>
+#include <string.h>
+
+#define SIZE (6 * MIB + 5)
+
+/* Whatever fails: creation says so and leaves nothing, or it was not needed. */
+static void test_creation(void **state)
+{
+    struct rig r = {.kind = RIG_RDMA};
+
+    (void)state;
+    for (unsigned c = 0; c < FAKE_CALL_COUNT; c++)
+        for (unsigned at = 1; at < 6; at++) {
+            struct kvf_transport *t = NULL;
+            struct kvf_why why = {.text = ""};
+            uint8_t *pool = calloc(1, MIB);
+            int rc;
+
+            fake_reset();
+            r.reactor = kvf_reactor_create(&r.stats, NULL);
+            r.sched = kvf_reactor_sched(r.reactor);
+            fake.fail_at[c] = at;
+            fake.fail_errno = ENOMEM;
+            rc = rig_rdma_create(&r, &t, &why);
+            if (rc == 0)
+                rc = kvf_rdma_add_pool(t, pool, MIB, &why);
+            if (rc != 0 && fake.n_devices > 0)
+                assert_true(why.text[0] != '\0');
+            if (c == FAKE_reg_mr && at == 1)
+                assert_non_null(strstr(why.text, "ulimit -l"));
+            fake.fail_at[c] = 0;
+            kvf_transport_destroy(t);
+            assert_int_equal(fake_objects() + fake.misuses, 0);
+            kvf_reactor_destroy(r.reactor);
+            free(pool);
+        }
+}
+
+static void test_no_device(void **state)
+{
+    struct rig r = {.kind = RIG_RDMA};
+    struct kvf_transport *t = NULL;
+    struct kvf_why why;
+
+    (void)state;
+    r.reactor = kvf_reactor_create(&r.stats, NULL);
+    r.sched = kvf_reactor_sched(r.reactor);
+    fake_reset();
+    fake.n_devices = 0;
+    assert_int_equal(rig_rdma_create(&r, &t, &why), -KVF_NOT_FOUND);
+    fake.n_devices = 2;
+    fake.port.state = IBV_PORT_DOWN;
+    assert_int_equal(rig_rdma_create(&r, &t, &why), -KVF_UNSUPPORTED);
+    fake.port.state = IBV_PORT_ACTIVE;
+    fake.n_gid = 0;
+    assert_int_equal(rig_rdma_create(&r, &t, &why), -KVF_UNSUPPORTED);
+    assert_non_null(strstr(why.text, "GID"));
+    assert_int_equal(fake_objects(), 0);
+    kvf_reactor_destroy(r.reactor);
+}
+
+/* ---- costs ---------------------------------------------------------------
+ */
+
+/* Many chunks a signalled completion, few work requests, none when idle. */
+static void test_costs(void **state)
+{
+    struct rig r;
+    struct pull p;
+    uint64_t turns;
+
+    (void)state;
+    rig_open(&r, RIG_RDMA, 64 * MIB);
+    pull_init(&p, &r, false);
+    rig_until(&r, &r.ups, 1000);
+    fake.signalled = fake.posted = fake.doorbells = 0;
+    rig_rdma_pull(&r, &p);
+    /* 64 chunks of 1 MiB; a piece is 4 KiB longer than that, and segments end
+     * within chunks: some work requests more than chunks. */
+    assert_in_range(fake.posted, 64, 64 + 64 + 64 + 3);
+    assert_in_range(fake.signalled, 1, 64 / 2);
+    assert_in_range(fake.doorbells, 1, 130);
+    turns = r.sched->turns;
+    for (int i = 0; i < 3; i++)
+        kvf_reactor_once(r.reactor, 30 * KVF_NS_PER_MS, NULL);
+    assert_in_range(r.sched->turns - turns, 1, 4);
+    pull_end(&p);
+    rig_close(&r);
+}
+
+/* What is scattered here and contiguous there is one work request of many
+ * pieces. */
+static void test_scatter_gather(void **state)
+{
+    struct kvf_rng rng;
+    struct rig r;
+    struct pull p;
+
+    (void)state;
+    kvf_rng_seed(&rng, 4);
+    rig_open(&r, RIG_RDMA, 2 * MIB);
+    pull_init_scattered(&p, &r, &rng, 6000);
+    rig_until(&r, &r.ups, 1000);
+    fake.posted = fake.sges = 0;
+    rig_rdma_pull(&r, &p);
+    /* The pieces lie one behind the other here: one for each work request. */
+    assert_true(fake.posted <= p.x.n_iov / 8 + 64);
+    assert_true(fake.sges <= fake.posted + 8);
+    pull_end(&p);
+    rig_close(&r);
+}
+
+/* A device that registers little at once: many pieces, every byte right. */
+static void test_small_registrations(void **state)
+{
+    struct rig r;
+    struct pull p;
+
+    (void)state;
+    rig_open(&r, RIG_RDMA, SIZE);
+    kvf_link_close(&r.link);
+    rig_turns(&r, 5);
+    rig_rdma_close(&r);
+    kvf_transport_destroy(r.t);
+    kvf_transport_destroy(r.owner);
+    fake.attr.max_mr_size = 256 * KIB;
+    assert_int_equal(rig_rdma_create(&r, &r.owner, NULL), 0);
+    assert_int_equal(rig_rdma_create(&r, &r.t, NULL), 0);
+    assert_int_equal(kvf_rdma_add_pool(r.owner, r.payload, r.size, NULL), 0);
+    assert_true(fake.mrs > 24);
+    r.ups = 0;
+    assert_int_equal(rig_link(&r, &r.link), 0);
+    pull_init(&p, &r, false);
+    rig_rdma_pull(&r, &p);
+    pull_end(&p);
+    rig_close(&r);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_creation),
+        cmocka_unit_test(test_no_device),
+        cmocka_unit_test(test_costs),
+        cmocka_unit_test(test_scatter_gather),
+        cmocka_unit_test(test_small_registrations),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
