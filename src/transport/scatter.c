@@ -230,6 +230,9 @@ static bool pump(struct kvf_scatter *x)
     struct kvf_why why;
     unsigned depth = 1;
 
+    /* What is posted tells why it went down. */
+    if (x->link->state == KVF_LINK_DOWN && x->pending > 0)
+        return true;
     if (x->link->impl != NULL)
         depth = x->link->transport->ops->depth(
             x->link, x->total != 0 ? x->total : x->remote->size);

@@ -21,6 +21,7 @@
 
 #include "base/bytes.h"
 #include "base/list.h"
+#include "base/range.h"
 #include "base/sched.h"
 #include "base/stats.h"
 #include "base/why.h"
@@ -101,10 +102,6 @@ struct kvf_transfer_op {
 };
 
 /* ---- the owner's side ---------------------------------------------------- */
-
-struct kvf_range {
-    uint64_t offset, length; /* in the payload; length > 0 */
-};
 
 /* How a transport that serves bytes asks its owner's daemon whether a request
  * may touch them. `session` is what kvf_transport_admit was given. */

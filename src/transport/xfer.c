@@ -161,6 +161,9 @@ static bool pump(struct kvf_xfer *x)
     unsigned depth = 1;
     struct kvf_why down;
 
+    /* What is posted tells why it went down. */
+    if (x->link->state == KVF_LINK_DOWN && x->pending > 0)
+        return true;
     if (x->link->impl != NULL)
         depth = x->link->transport->ops->depth(x->link, x->size);
     else

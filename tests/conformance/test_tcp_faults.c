@@ -64,7 +64,7 @@ static void claim_ends_in_the_middle(void **state)
     (void)state;
     for (int after = 0; after < 8; after++) {
         rig_open(&r, RIG_TCP, 3 * MIB);
-        r.piece = 10000;
+        r.piece = 2000; /* several parts an answer */
         pull_init(&p, &r, false);
         r.refuse_after = after;
         pull_start(&p, &r.link);

@@ -99,6 +99,10 @@ def main():
     for op in (1, 2):
         write("fuzz_frame", f"request{op}", b"KQ" + struct.pack(
             ">HIQQ16sQQ", op, 0, 1, 2, ID, 4096, 65536))
+    runs = b"".join(struct.pack(">QI", i << 20, 4096) for i in range(3))
+    for op in (3, 4):
+        write("fuzz_frame", f"runs{op}", b"KQ" + struct.pack(
+            ">HIQQ16sQQ", op, 0, 1, 2, ID, 3, 3 * 4096) + runs)
     write("fuzz_frame", "answer",
           b"KR" + struct.pack(">HIQQ", 0, 0, 1, 65536) + bytes(32))
 

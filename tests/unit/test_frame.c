@@ -54,12 +54,73 @@ static void test_request(void **state)
     kvf_put_u64(b + 40, UINT64_MAX - 3);
     assert_int_equal(kvf_frame_req_decode(&g, b, NULL), -KVF_INVALID);
     kvf_put_u64(b + 40, 0);
-    b[3] = 3;
+    b[3] = 5;
     assert_int_equal(kvf_frame_req_decode(&g, b, NULL), -KVF_INVALID);
     b[3] = 1;
     assert_int_equal(kvf_frame_req_decode(&g, b, NULL), 0);
     b[0] ^= 1;
     assert_int_equal(kvf_frame_req_decode(&g, b, NULL), -KVF_INVALID);
+}
+
+/* Decoded in place, as the owner does it. */
+static int decode_runs(const struct kvf_frame_req *f, const uint8_t *table,
+                       struct kvf_range *v)
+{
+    uint32_t bytes = f->n_runs * KVF_FRAME_RUN_LEN;
+    uint8_t *end = (uint8_t *)(v + f->n_runs) - bytes;
+
+    memcpy(end, table, bytes);
+    return kvf_frame_runs_decode(f, end, v, NULL);
+}
+
+static void test_runs(void **state)
+{
+    struct kvf_frame_req f = {.op = KVF_FRAME_READ_RUNS,
+                              .tag = 1,
+                              .length = 60,
+                              .n_runs = 3},
+                         g;
+    struct kvf_range r[3] = {{0x0102030405060708, 10}, {0, 20}, {7, 30}}, v[3];
+    uint8_t b[KVF_FRAME_REQ_LEN], t[3 * KVF_FRAME_RUN_LEN];
+
+    (void)state;
+    kvf_frame_req_encode(&f, b);
+    assert_memory_equal(b + 2, "\0\3", 2);
+    assert_memory_equal(b + 40, "\0\0\0\0\0\0\0\3\0\0\0\0\0\0\0\x3c", 16);
+    assert_int_equal(kvf_frame_req_decode(&g, b, NULL), 0);
+    assert_int_equal(g.n_runs, 3);
+    assert_int_equal(g.offset, 0);
+    assert_false(kvf_frame_is_write(&g));
+    for (unsigned i = 0; i < 3; i++)
+        kvf_frame_run_encode(&r[i], t + i * KVF_FRAME_RUN_LEN);
+    assert_memory_equal(t, "\1\2\3\4\5\6\7\x8\0\0\0\xa", 12);
+    assert_int_equal(decode_runs(&g, t, v), 0);
+    assert_memory_equal(v, r, sizeof r);
+    t[11]++; /* another sum */
+    assert_int_equal(decode_runs(&g, t, v), -KVF_INVALID);
+    t[11] = 0;
+    t[23] = 30;
+    assert_int_equal(decode_runs(&g, t, v), -KVF_INVALID); /* empty run */
+    t[11] = 10;
+    t[23] = 20;
+    kvf_put_u64(t + 12, (uint64_t)INT64_MAX - 19);
+    assert_int_equal(decode_runs(&g, t, v), -KVF_INVALID);
+    kvf_put_u64(t + 12, (uint64_t)INT64_MAX - 20);
+    assert_int_equal(decode_runs(&g, t, v), 0);
+
+    f.op = KVF_FRAME_WRITE_RUNS;
+    kvf_frame_req_encode(&f, b);
+    assert_int_equal(kvf_frame_req_decode(&g, b, NULL), 0);
+    assert_true(kvf_frame_is_write(&g));
+    kvf_put_u64(b + 40, 0);
+    assert_int_equal(kvf_frame_req_decode(&g, b, NULL), -KVF_INVALID);
+    kvf_put_u64(b + 40, 61); /* more runs than bytes */
+    assert_int_equal(kvf_frame_req_decode(&g, b, NULL), -KVF_INVALID);
+    kvf_put_u64(b + 48, 1 << 20);
+    kvf_put_u64(b + 40, KVF_FRAME_MAX_RUNS + 1);
+    assert_int_equal(kvf_frame_req_decode(&g, b, NULL), -KVF_INVALID);
+    kvf_put_u64(b + 40, KVF_FRAME_MAX_RUNS);
+    assert_int_equal(kvf_frame_req_decode(&g, b, NULL), 0);
 }
 
 static void test_response(void **state)
@@ -87,6 +148,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_preface),
         cmocka_unit_test(test_request),
+        cmocka_unit_test(test_runs),
         cmocka_unit_test(test_response),
     };
 

@@ -2,10 +2,10 @@
  *
  * Happy path: the preface proves the caller with an admitted secret; from then
  * on requests are read ahead into a bounded queue and answered in order
- * (in_serve.c). Failure modes: no or a wrong preface closes without a word and
- * is counted; a malformed request, an errno or a receiver that takes no byte
- * for stall_ms closes the connection. Closing gives back every pin: a closed
- * socket is quiet, because bytes are sent by copying calls only. */
+ * (in_recv.c, in_serve.c). Failure modes: no or a wrong preface closes without
+ * a word and is counted; a malformed request, an errno or a receiver that takes
+ * no byte for stall_ms closes the connection. Closing gives back every pin: a
+ * closed socket is quiet, because bytes are sent by copying calls only. */
 #include "transport/tcp/tcp_priv.h"
 
 #include "base/rng.h"
@@ -23,7 +23,7 @@ static struct kvf_sched *sched_of(const struct kvf_tcp_in *c)
 
 bool kvf_tcp_in_serving(const struct kvf_tcp_in *c)
 {
-    return c->tx_active || c->wr_active || c->q_n > 0;
+    return c->tx_active || c->wr_active || c->table_active || c->q_n > 0;
 }
 
 void kvf_tcp_in_close(struct kvf_tcp_in *c)
@@ -35,10 +35,14 @@ void kvf_tcp_in_close(struct kvf_tcp_in *c)
     close(c->fd);
     kvf_list_unlink(&c->node);
     tcp->n_in--;
-    if (c->tx_pin != NULL)
-        tcp->serve->unpin(tcp->serve_arg, c->tx_pin);
-    if (c->wr_pin != NULL)
-        tcp->serve->unpin(tcp->serve_arg, c->wr_pin);
+    kvf_tcp_in_unpin(c, &c->tx_part);
+    kvf_tcp_in_unpin(c, &c->wr_part);
+    kvf_tcp_job_end(c, &c->tx);
+    kvf_tcp_job_end(c, &c->wr);
+    for (; c->q_n > 0; c->q_n--) {
+        kvf_tcp_job_end(c, &c->queue[c->q_first]);
+        c->q_first = (c->q_first + 1) % KVF_TCP_QUEUE;
+    }
     free(c);
 }
 
@@ -137,7 +141,7 @@ static void drain(struct kvf_source *src, unsigned ready, unsigned budget)
 
 static bool reads_ahead(const struct kvf_tcp_in *c)
 {
-    return c->wr_active || c->q_n < KVF_TCP_QUEUE;
+    return c->wr_active || c->table_active || kvf_tcp_in_takes(c);
 }
 
 /* Awake for spin_us after the last byte: the next request, or room in the
@@ -151,7 +155,7 @@ static enum kvf_arm arm(struct kvf_source *src)
      * that the socket will not tell of. */
     if (!c->tx_blocked && (c->tx_active || c->q_n > 0))
         return KVF_ARM_BUSY;
-    if (!c->wr_active && c->q_n < KVF_TCP_QUEUE && c->proven &&
+    if (!c->wr_active && kvf_tcp_in_takes(c) && c->proven &&
         c->rx_len >= KVF_FRAME_REQ_LEN)
         return KVF_ARM_BUSY;
     if (kvf_reactor_may_spin(src->reactor) && c->proven &&

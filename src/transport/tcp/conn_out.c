@@ -85,6 +85,9 @@ static void out_close(struct kvf_tcp_out *c)
     c->tl->n_live--;
     c->tl->tcp->n_out--;
     c->up = false;
+    free(c->tx);
+    c->tx = NULL;
+    c->tx_cap = c->tx_len = c->tx_off = 0;
 }
 
 void kvf_tcp_out_fail(struct kvf_tcp_out *c, const struct kvf_why *why)
@@ -149,11 +152,19 @@ static int dial(struct kvf_tcp_out *c, struct kvf_why *why)
     else
         rc = kvf_source_add(tl->tcp->reactor, &c->src, "tcp:out",
                             &kvf_tcp_out_ops, c->fd, KVF_WANT_WRITE, why);
+    if (rc == 0)
+        c->tx = malloc(KVF_TCP_TX);
+    if (rc == 0 && c->tx == NULL) {
+        kvf_source_remove(&c->src);
+        rc = kvf_fail(why, KVF_NO_SPACE, "no memory for a connection");
+    }
     if (rc != 0) {
         close(c->fd);
         c->fd = -1;
+        return rc;
     }
-    return rc;
+    c->tx_cap = KVF_TCP_TX;
+    return 0;
 }
 
 /* Starts the next stream. */
@@ -264,7 +275,7 @@ int kvf_tcp_post(struct kvf_link *link, struct kvf_transfer_op *op,
         return kvf_fail(why, KVF_BUSY, "%u requests wait already",
                         KVF_TCP_OPS_MAX);
     }
-    c = pick(tl, op->remote->size);
+    c = pick(tl, kvf_op_total(op));
     if (c == NULL)
         return kvf_fail(why, KVF_PEER_UNREACHABLE, "no connection is left");
     if (c->up && c->slot_n == 0 && kvf_list_empty(&c->unsent))

@@ -9,6 +9,7 @@
 #include "transport/tcp/tcp_priv.h"
 
 #include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 
 static struct kvf_tcp *tcp_of(const struct kvf_tcp_out *c)
@@ -42,17 +43,34 @@ static bool lied(struct kvf_tcp_out *c, const char *how)
     return false;
 }
 
-/* The part of the op's memory that has not moved yet. */
-static unsigned op_rest(const struct kvf_transfer_op *op, struct iovec *v)
+static unsigned op_pieces(const struct kvf_transfer_op *op)
 {
+    return op->n_runs > 0 ? op->n_runs : op->n_iov;
+}
+
+static struct iovec op_piece(const struct kvf_transfer_op *op, unsigned i)
+{
+    if (op->n_runs == 0)
+        return op->iov[i];
+    return (struct iovec){op->runs[i].local, op->runs[i].length};
+}
+
+/* The part of the op's memory that has not moved yet, as far as KVF_TCP_IOV
+ * pieces go; adds its bytes to *sum. */
+static unsigned op_rest(const struct kvf_transfer_op *op, struct iovec *v,
+                        uint64_t *sum)
+{
+    uint64_t skip = op->cur_iov_off;
     unsigned n = 0;
 
-    for (unsigned i = op->cur_iov; i < op->n_iov; i++)
-        if (op->iov[i].iov_len > 0)
-            v[n++] = op->iov[i];
-    if (n > 0) {
-        v[0].iov_base = (char *)v[0].iov_base + op->cur_iov_off;
-        v[0].iov_len -= op->cur_iov_off;
+    for (unsigned i = op->cur_iov; i < op_pieces(op) && n < KVF_TCP_IOV; i++) {
+        v[n] = op_piece(op, i);
+        v[n].iov_base = (char *)v[n].iov_base + skip;
+        v[n].iov_len -= skip;
+        *sum += v[n].iov_len;
+        skip = 0;
+        if (v[n].iov_len > 0)
+            n++;
     }
     return n;
 }
@@ -60,8 +78,8 @@ static unsigned op_rest(const struct kvf_transfer_op *op, struct iovec *v)
 static void op_moved(struct kvf_transfer_op *op, uint64_t n)
 {
     op->moved += n;
-    while (n > 0) {
-        uint64_t rest = op->iov[op->cur_iov].iov_len - op->cur_iov_off;
+    while (op->cur_iov < op_pieces(op)) {
+        uint64_t rest = op_piece(op, op->cur_iov).iov_len - op->cur_iov_off;
 
         if (n < rest) {
             op->cur_iov_off += n;
@@ -71,21 +89,27 @@ static void op_moved(struct kvf_transfer_op *op, uint64_t n)
         op->cur_iov++;
         op->cur_iov_off = 0;
     }
-    while (op->cur_iov < op->n_iov && op->iov[op->cur_iov].iov_len == 0)
-        op->cur_iov++;
 }
 
 /* ---- requests ------------------------------------------------------------ */
 
+static enum kvf_frame_op frame_op(const struct kvf_transfer_op *op)
+{
+    if (op->n_runs > 0)
+        return op->write ? KVF_FRAME_WRITE_RUNS : KVF_FRAME_READ_RUNS;
+    return op->write ? KVF_FRAME_WRITE : KVF_FRAME_READ;
+}
+
 static void encode_one(struct kvf_tcp_out *c, struct kvf_transfer_op *op)
 {
     struct kvf_frame_req f = {
-        .op = op->write ? KVF_FRAME_WRITE : KVF_FRAME_READ,
+        .op = frame_op(op),
         .tag = c->tl->next_tag++,
         .claim = op->remote->claim,
         .token = op->remote->token,
-        .offset = op->offset,
+        .offset = op->n_runs > 0 ? 0 : op->offset,
         .length = op->length,
+        .n_runs = op->n_runs,
     };
 
     op_moved(op, 0); /* past empty pieces */
@@ -96,8 +120,32 @@ static void encode_one(struct kvf_tcp_out *c, struct kvf_transfer_op *op)
             .tag = f.tag, .length = op->length, .op = op, .write = op->write};
     kvf_frame_req_encode(&f, c->tx + c->tx_len);
     c->tx_len += KVF_FRAME_REQ_LEN;
+    for (unsigned i = 0; i < op->n_runs; i++) {
+        kvf_frame_run_encode(
+            &(struct kvf_range){op->runs[i].offset, op->runs[i].length},
+            c->tx + c->tx_len);
+        c->tx_len += KVF_FRAME_RUN_LEN;
+    }
     if (op->write)
         c->tx_op = op;
+}
+
+/* 0, -KVF_BUSY when what is in tx has to go first, -KVF_NO_SPACE. */
+static int tx_room(struct kvf_tcp_out *c, const struct kvf_transfer_op *op)
+{
+    unsigned need = KVF_FRAME_REQ_LEN + op->n_runs * KVF_FRAME_RUN_LEN;
+    uint8_t *p;
+
+    if (need <= c->tx_cap - c->tx_len)
+        return 0;
+    if (c->tx_cap == KVF_TCP_TX_RUNS || op->n_runs == 0)
+        return -KVF_BUSY;
+    p = realloc(c->tx, KVF_TCP_TX_RUNS);
+    if (p == NULL)
+        return -KVF_NO_SPACE;
+    c->tx = p;
+    c->tx_cap = KVF_TCP_TX_RUNS;
+    return tx_room(c, op);
 }
 
 static void encode_requests(struct kvf_tcp_out *c)
@@ -107,9 +155,19 @@ static void encode_requests(struct kvf_tcp_out *c)
     if (c->tx_off == c->tx_len)
         c->tx_off = c->tx_len = 0;
     while (c->tx_op == NULL && c->slot_n < KVF_TCP_PIPE &&
-           c->tx_len + KVF_FRAME_REQ_LEN <= sizeof c->tx &&
-           (n = kvf_list_pop(&c->unsent)) != NULL)
-        encode_one(c, kvf_container_of(n, struct kvf_transfer_op, node));
+           (n = kvf_list_first(&c->unsent)) != NULL) {
+        struct kvf_transfer_op *op =
+            kvf_container_of(n, struct kvf_transfer_op, node);
+        int rc = tx_room(c, op);
+
+        if (rc == -KVF_BUSY)
+            return;
+        kvf_list_unlink(n);
+        if (rc != 0)
+            kvf_tcp_op_end(c, op, rc, NULL);
+        else
+            encode_one(c, op);
+    }
 }
 
 /* The last byte of a WRITE is in the socket. */
@@ -131,15 +189,16 @@ static void write_sent(struct kvf_tcp_out *c)
 
 static ssize_t send_once(struct kvf_tcp_out *c)
 {
-    struct iovec v[1 + KVF_OP_IOV];
+    struct iovec v[1 + KVF_TCP_IOV];
     struct msghdr m = {.msg_iov = v};
+    uint64_t sum = 0;
     ssize_t n;
 
     if (c->tx_off < c->tx_len)
         v[m.msg_iovlen++] =
             (struct iovec){c->tx + c->tx_off, c->tx_len - c->tx_off};
     if (c->tx_op != NULL)
-        m.msg_iovlen += op_rest(c->tx_op, v + m.msg_iovlen);
+        m.msg_iovlen += op_rest(c->tx_op, v + m.msg_iovlen, &sum);
     n = sendmsg(c->fd, &m, MSG_NOSIGNAL | MSG_DONTWAIT);
     if (n > 0) {
         uint64_t left = (uint64_t)n, hdr = c->tx_len - c->tx_off;
@@ -231,12 +290,13 @@ static bool header(struct kvf_tcp_out *c)
 static unsigned body_iov(struct kvf_tcp_out *c, struct iovec *v)
 {
     struct kvf_transfer_op *op = c->slot[c->slot_first].op;
-    uint64_t here = c->rx_left;
+    uint64_t here = 0;
     unsigned n = 1;
 
     if (op != NULL) {
-        n = op_rest(op, v);
+        n = op_rest(op, v, &here);
     } else {
+        here = c->rx_left;
         if (here > KVF_TCP_SCRATCH)
             here = KVF_TCP_SCRATCH;
         v[0] = (struct iovec){tcp_of(c)->scratch, here};
@@ -275,7 +335,7 @@ static bool header_came(struct kvf_tcp_out *c, uint64_t n)
 static bool receive(struct kvf_tcp_out *c)
 {
     for (uint64_t got = 0; got < KVF_TCP_BUDGET;) {
-        struct iovec v[1 + KVF_OP_IOV];
+        struct iovec v[1 + KVF_TCP_IOV];
         struct msghdr m = {.msg_iov = v};
         ssize_t n;
 

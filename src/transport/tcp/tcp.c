@@ -263,7 +263,7 @@ static unsigned depth(const struct kvf_link *link, uint64_t size)
 
 static const struct kvf_transport_ops tcp_ops = {
     .name = "tcp",
-    .caps = KVF_CAP_READ | KVF_CAP_WRITE,
+    .caps = KVF_CAP_READ | KVF_CAP_WRITE | KVF_CAP_RUNS,
     .destroy = destroy,
     .link_open = kvf_tcp_link_open,
     .post = kvf_tcp_post,

@@ -16,6 +16,12 @@
 #define KVF_TCP_BUDGET (256ull << 10)
 #define KVF_TCP_SCRATCH (256u << 10) /* where unwanted bytes go */
 #define KVF_TCP_STREAMS_MAX 16u
+#define KVF_TCP_IOV 256u /* pieces of one system call */
+/* Requests on their way out; the tables of runs need more. */
+#define KVF_TCP_TX (KVF_PREFACE_LEN + KVF_TCP_PIPE * KVF_FRAME_REQ_LEN)
+#define KVF_TCP_TX_RUNS (KVF_TCP_TX + KVF_FRAME_MAX_RUNS * KVF_FRAME_RUN_LEN)
+/* The owner reads no further requests ahead while so many runs wait. */
+#define KVF_TCP_RUNS_AHEAD 16384u
 #define KVF_TCP_ACCEPT_PAUSE_NS (100 * KVF_NS_PER_MS)
 
 struct kvf_tcp_secret {
@@ -67,8 +73,8 @@ struct kvf_tcp_out {
     struct kvf_list unsent;  /* ops whose request is not in tx yet */
     uint64_t bytes_assigned; /* of ops on this connection */
     /* requests on their way out: headers, then the bytes of one WRITE */
-    uint8_t tx[KVF_PREFACE_LEN + KVF_TCP_PIPE * KVF_FRAME_REQ_LEN];
-    unsigned tx_len, tx_off;
+    uint8_t *tx; /* KVF_TCP_TX bytes, KVF_TCP_TX_RUNS once there were runs */
+    unsigned tx_cap, tx_len, tx_off;
     struct kvf_transfer_op *tx_op;
     bool tx_blocked;
     /* answers */
@@ -114,9 +120,22 @@ bool kvf_tcp_out_send(struct kvf_tcp_out *c);
 
 /* ---- owner's side -------------------------------------------------------- */
 
-struct kvf_tcp_answer { /* in the order of the requests */
+/* A request and how far it is served. */
+struct kvf_tcp_job {
     struct kvf_frame_req req;
-    int status; /* of a WRITE that was received */
+    struct kvf_range *runs; /* its table, owned; NULL without */
+    int status;             /* of a WRITE: != 0: refused, its bytes go to
+                               scratch */
+    uint64_t left;          /* bytes still to come, or not in the socket */
+    unsigned run_at;        /* where the next part begins */
+    uint64_t run_skip;
+};
+
+/* Where the bytes of a part of it lie. */
+struct kvf_tcp_part {
+    struct iovec iov[KVF_TCP_IOV];
+    unsigned n, at;
+    void *pin;
 };
 
 struct kvf_tcp_in {
@@ -130,30 +149,38 @@ struct kvf_tcp_in {
     uint64_t last_progress;
     uint8_t rx[KVF_TCP_QUEUE * KVF_FRAME_REQ_LEN];
     unsigned rx_len;
-    struct kvf_tcp_answer queue[KVF_TCP_QUEUE];
+    struct kvf_tcp_job queue[KVF_TCP_QUEUE]; /* in the order of the requests */
     unsigned q_first, q_n;
-    /* a WRITE being received */
-    bool wr_active;
-    struct kvf_frame_req wr_req;
-    uint64_t wr_left; /* bytes still to come */
-    int wr_status;    /* != 0: refused, the bytes go to scratch */
-    struct iovec wr_iov[KVF_OP_IOV];
-    unsigned wr_iov_n, wr_iov_at;
-    void *wr_pin;
+    unsigned n_runs; /* in tables that are kept */
+    /* a request whose table is being received into the end of wr.runs, or a
+     * WRITE whose bytes are */
+    bool table_active, wr_active;
+    unsigned table_left; /* bytes */
+    struct kvf_tcp_job wr;
+    struct kvf_tcp_part wr_part;
     /* the answer being sent */
     bool tx_active, tx_blocked;
     uint8_t tx_hdr[KVF_FRAME_RSP_LEN];
     unsigned tx_hdr_off;
-    struct kvf_frame_req tx_req;
-    uint64_t tx_left; /* payload bytes not in the socket */
-    struct iovec tx_iov[KVF_OP_IOV];
-    unsigned tx_iov_n, tx_iov_at;
-    void *tx_pin;
+    struct kvf_tcp_job tx;
+    struct kvf_tcp_part tx_part;
 };
 
 void kvf_tcp_in_accept(struct kvf_tcp *tcp, int fd);
 void kvf_tcp_in_close(struct kvf_tcp_in *c);
 bool kvf_tcp_in_serving(const struct kvf_tcp_in *c);
+/* It may read another request. */
+static inline bool kvf_tcp_in_takes(const struct kvf_tcp_in *c)
+{
+    return c->q_n < KVF_TCP_QUEUE && c->n_runs < KVF_TCP_RUNS_AHEAD;
+}
+/* Asks for the next part of a job, after what was asked before. 0 or a status
+ * that may travel. */
+int kvf_tcp_in_resolve(struct kvf_tcp_in *c, struct kvf_tcp_job *j,
+                       struct kvf_tcp_part *part);
+void kvf_tcp_in_unpin(struct kvf_tcp_in *c, struct kvf_tcp_part *part);
+/* Gives its table back. */
+void kvf_tcp_job_end(struct kvf_tcp_in *c, struct kvf_tcp_job *j);
 /* Both return false when the connection was closed. *bytes counts up. */
 bool kvf_tcp_in_receive(struct kvf_tcp_in *c, uint64_t *bytes);
 bool kvf_tcp_in_send(struct kvf_tcp_in *c, uint64_t *bytes);
