@@ -58,6 +58,9 @@ int bench_publish(struct bench *b);
 uint64_t bench_now(void);
 /* The byte pattern: 8-byte words that depend on seed and offset. */
 void bench_fill(void *p, size_t n, uint64_t seed);
+/* The part of that pattern that begins at `at`. */
+void bench_fill_at(void *p, size_t n, uint64_t seed, uint64_t at);
+bool bench_same(const void *p, size_t n, uint64_t seed, uint64_t at);
 bool bench_check(const struct kvferry_payload *p, uint64_t size, uint64_t seed);
 uint64_t bench_read(const struct kvferry_payload *p);
 /* Nanoseconds of CPU of all threads; negative when they cannot be read. */

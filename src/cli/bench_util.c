@@ -70,18 +70,44 @@ static uint64_t word(uint64_t seed, uint64_t i)
     return x ^ (x >> 32);
 }
 
-void bench_fill(void *p, size_t n, uint64_t seed)
+void bench_fill_at(void *p, size_t n, uint64_t seed, uint64_t at)
 {
-    uint8_t *at = p;
+    uint8_t *b = p;
 
-    for (uint64_t i = 0; n > 0; i++) {
+    for (; n > 0 && at % 8 != 0; n--, at++)
+        *b++ = (uint8_t)(word(seed, at / 8) >> (8 * (at % 8)));
+    for (uint64_t i = at / 8; n > 0; i++) {
         uint64_t w = word(seed, i);
         size_t part = n < sizeof w ? n : sizeof w;
 
-        memcpy(at, &w, part);
-        at += part;
+        memcpy(b, &w, part);
+        b += part;
         n -= part;
     }
+}
+
+bool bench_same(const void *p, size_t n, uint64_t seed, uint64_t at)
+{
+    const uint8_t *b = p;
+
+    for (; n > 0 && at % 8 != 0; n--, at++)
+        if (*b++ != (uint8_t)(word(seed, at / 8) >> (8 * (at % 8))))
+            return false;
+    for (uint64_t i = at / 8; n > 0; i++) {
+        uint64_t w = word(seed, i);
+        size_t part = n < sizeof w ? n : sizeof w;
+
+        if (memcmp(b, &w, part) != 0)
+            return false;
+        b += part;
+        n -= part;
+    }
+    return true;
+}
+
+void bench_fill(void *p, size_t n, uint64_t seed)
+{
+    bench_fill_at(p, n, seed, 0);
 }
 
 bool bench_check(const struct kvferry_payload *p, uint64_t size, uint64_t seed)
@@ -93,11 +119,9 @@ bool bench_check(const struct kvferry_payload *p, uint64_t size, uint64_t seed)
     if (kvferry_payload_size(p) != size)
         return false;
     for (unsigned i = 0; i < n; i++) {
-        const uint8_t *b = piece[i].data;
-
-        for (uint64_t k = 0; k < piece[i].length; k++, at++)
-            if (b[k] != (uint8_t)(word(seed, at / 8) >> (8 * (at % 8))))
-                return false;
+        if (!bench_same(piece[i].data, piece[i].length, seed, at))
+            return false;
+        at += piece[i].length;
     }
     return at == size;
 }

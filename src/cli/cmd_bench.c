@@ -1,5 +1,6 @@
 /* kvferry bench: options and the list of sizes. */
 #include "bench.h"
+#include "pair.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -193,6 +194,8 @@ int cli_bench(struct cli *c, int argc, char **argv)
     struct args a = {.sizes = "4KiB,1MiB,16MiB"};
     int code, rc;
 
+    if (pair_wanted(argc, argv))
+        return pair_main(c, argc, argv);
     a.b.workload_name = "get";
     a.b.mode_name = "auto";
     a.b.depth = 1;

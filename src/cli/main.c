@@ -62,7 +62,28 @@ static const struct cli_command commands[] = {
      "  --to-endpoint E    the receiver's daemon (default: the sender's)\n"
      "  --pids P,Q         whose CPU time to count (default: the daemons')\n"
      "  --copy             memcpy against non-temporal stores, no daemon\n"
-     "  --json             one JSON object a line\n"},
+     "  --json             one JSON object a line\n"
+     "\n"
+     "bench --mode target      exposes a window and says where, until ended\n"
+     "bench --mode initiator   writes or reads it, and prints the figures\n"
+     "  --segment-id HOST:PORT  where the target is, as it printed it\n"
+     "  --operation O      read (default) or write\n"
+     "  --block-size N --batch-size N   bytes; blocks in one request\n"
+     "  --depth N          requests at once (also --threads)\n"
+     "  --duration TIME --count N --warmup N   seconds, or 500ms; requests\n"
+     "  --verify           every byte, by the eyes of the other side\n"
+     "  --cold             walk through the whole --buffer-size\n"
+     "  --buffer-size N    of the window (default 64MiB)\n"
+     "  --timeout TIME     of one request (default: the daemon's)\n"
+     "  --engine E         use this daemon (default: start a kvferryd)\n"
+     "  --local-server-name HOST[:PORT]  what the own daemon binds\n"
+     "  --protocol P --device-name D     of the own daemon\n"
+     "  --kvferryd FILE    the program to start\n"
+     "  --window NAME      (default bench)\n"
+     "  --ready-file FILE  the target's line goes there too\n"
+     "  --metadata-server P2PHANDSHAKE   accepted; there is no server\n"
+     "  --report-unit U --report-precision N   of the last line (GB, 2)\n"
+     "Option names are taken with underscores too.\n"},
     {"plan", cli_plan, "plan a transfer between two KV layouts",
      "plan [--case FILE]\n"
      "  --case FILE        a KVCASE text (default: standard input)\n"
@@ -190,10 +211,10 @@ static bool common_option(struct cli *c, int code, const char *arg)
 int cli_getopt(struct cli *c, int argc, char **argv, const char *shorts,
                const struct option *own)
 {
-    struct option all[40] = {{0}};
+    struct option all[64] = {{0}};
     unsigned n = 0;
 
-    for (; own != NULL && own[n].name != NULL && n < 40 - N_COMMON - 1; n++)
+    for (; own != NULL && own[n].name != NULL && n < 64 - N_COMMON - 1; n++)
         all[n] = own[n];
     memcpy(all + n, common, sizeof common);
     for (;;) {
