@@ -12,20 +12,14 @@
 
 typedef void op_fn(struct kvf_call *call);
 
-static void not_yet(struct kvf_call *call)
-{
-    kvf_call_reply(call, KVF_UNSUPPORTED,
-                   "this operation is not in this version");
-}
-
 static op_fn *const handlers[KVF_OP_COUNT] = {
     [KVF_OP_HELLO] = kvf_op_hello,
     [KVF_OP_BYE] = kvf_op_bye,
     [KVF_OP_EXPOSE] = kvf_op_expose,
     [KVF_OP_UNEXPOSE] = kvf_op_unexpose,
-    [KVF_OP_PUSH] = not_yet,
-    [KVF_OP_WRITE] = not_yet,
-    [KVF_OP_READ] = not_yet,
+    [KVF_OP_PUSH] = kvf_op_push,
+    [KVF_OP_WRITE] = kvf_op_write,
+    [KVF_OP_READ] = kvf_op_read,
     [KVF_OP_PING] = kvf_op_ping,
     [KVF_OP_ALLOC] = kvf_op_alloc,
     [KVF_OP_FREE] = kvf_op_free,

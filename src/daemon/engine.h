@@ -26,12 +26,16 @@ struct kvf_session *kvf_call_session(struct kvf_call *call);
 /* The same for what a tcp session may not do: UNSUPPORTED. */
 struct kvf_session *kvf_call_memory(struct kvf_call *call);
 
+/* What segments are for. INTO: they are written into, and no byte may be named
+ * twice. PUT: they are given away, so nothing may use them. SOURCE: they are
+ * read, by any number of requests at once. */
+enum kvf_seg_use { KVF_SEG_INTO, KVF_SEG_PUT, KVF_SEG_SOURCE };
 /* Resolves segments against the session's own buffers and regions into s->segs.
- * `put`: buffers must be unused (BUSY); else they are written into, and no
- * byte may be named twice. -KVF_INVALID, -KVF_BUSY with why. */
+ * -KVF_INVALID, -KVF_BUSY with why. */
 int kvf_segments_resolve(struct kvf_server *s, struct kvf_session *ss,
                          const struct kvf_segment_ref *ref, unsigned n,
-                         bool put, uint64_t *total, struct kvf_why *why);
+                         enum kvf_seg_use use, uint64_t *total,
+                         struct kvf_why *why);
 /* True while a put of this session waits for the checksum of the buffer. */
 bool kvf_put_reads(const struct kvf_session *ss, const struct kvf_buffer *b);
 
@@ -79,6 +83,9 @@ void kvf_op_health(struct kvf_call *call);
 void kvf_op_drain(struct kvf_call *call);
 void kvf_op_expose(struct kvf_call *call);
 void kvf_op_unexpose(struct kvf_call *call);
+void kvf_op_push(struct kvf_call *call);
+void kvf_op_write(struct kvf_call *call);
+void kvf_op_read(struct kvf_call *call);
 /* Closes it; a buffer that was made for it goes back to the pool. */
 void kvf_window_end(struct kvf_window *w, const char *text);
 #endif

@@ -49,8 +49,8 @@ int kvf_get_launch(struct kvf_server *s, struct kvf_session *ss,
     int rc = kvf_get_allowed(ss, req, why);
 
     if (rc == 0 && req->mode == KVF_MODE_INTO) {
-        rc = kvf_segments_resolve(s, ss, req->into, req->n_into, false, &total,
-                                  why);
+        rc = kvf_segments_resolve(s, ss, req->into, req->n_into, KVF_SEG_INTO,
+                                  &total, why);
         params.into = s->segs;
         params.n_into = req->n_into;
     }

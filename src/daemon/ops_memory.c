@@ -156,8 +156,9 @@ static int check_range(const struct kvf_segment_ref *ref, uint64_t size,
 }
 
 static int resolve_buffer(struct kvf_server *s, const struct kvf_session *ss,
-                          const struct kvf_segment_ref *ref, bool put,
-                          struct kvf_seg *out, struct kvf_why *why)
+                          const struct kvf_segment_ref *ref,
+                          enum kvf_seg_use use, struct kvf_seg *out,
+                          struct kvf_why *why)
 {
     struct kvf_buffer *b = kvf_buffer_find(s->buffers, ref->id);
     int rc;
@@ -166,11 +167,14 @@ static int resolve_buffer(struct kvf_server *s, const struct kvf_session *ss,
         return kvf_fail(why, KVF_INVALID,
                         "buffer %" PRIu64 " is not one of this session",
                         ref->id);
-    if (b->state != KVF_BUF_FILLING)
+    if (b->state != KVF_BUF_FILLING &&
+        (use != KVF_SEG_SOURCE || b->state != KVF_BUF_HELD))
         return kvf_fail(why, KVF_INVALID,
                         "buffer %" PRIu64 " was not allocated for writing",
                         ref->id);
-    if (put ? b->pins > 0 : kvf_put_reads(ss, b))
+    if (use == KVF_SEG_PUT    ? b->pins > 0
+        : use == KVF_SEG_INTO ? kvf_put_reads(ss, b)
+                              : false)
         return kvf_fail(why, KVF_BUSY,
                         "buffer %" PRIu64 " is in use by another request",
                         ref->id);
@@ -229,7 +233,8 @@ static int check_distinct(const struct kvf_seg *segs, unsigned n,
 
 int kvf_segments_resolve(struct kvf_server *s, struct kvf_session *ss,
                          const struct kvf_segment_ref *ref, unsigned n,
-                         bool put, uint64_t *total, struct kvf_why *why)
+                         enum kvf_seg_use use, uint64_t *total,
+                         struct kvf_why *why)
 {
     uint64_t sum = 0;
 
@@ -237,12 +242,12 @@ int kvf_segments_resolve(struct kvf_server *s, struct kvf_session *ss,
         struct kvf_seg *out = &s->segs[i];
         int rc = ref[i].is_region
                      ? resolve_region(s, ss, &ref[i], out, why)
-                     : resolve_buffer(s, ss, &ref[i], put, out, why);
+                     : resolve_buffer(s, ss, &ref[i], use, out, why);
 
         if (rc < 0)
             return rc;
         sum += out->length; /* <= 1024 times the size of what is mapped */
     }
     *total = sum;
-    return put || n < 2 ? 0 : check_distinct(s->segs, n, why);
+    return use != KVF_SEG_INTO || n < 2 ? 0 : check_distinct(s->segs, n, why);
 }

@@ -332,8 +332,8 @@ void kvf_op_put(struct kvf_call *call)
         ss = kvf_call_memory(call);
         if (ss == NULL)
             return;
-        rc = kvf_segments_resolve(call->s, ss, r->segments, r->n_segments, true,
-                                  &total, &why);
+        rc = kvf_segments_resolve(call->s, ss, r->segments, r->n_segments,
+                                  KVF_SEG_PUT, &total, &why);
     }
     if (rc < 0)
         put_failed(call, &why);

@@ -154,8 +154,14 @@ static void unwatch(void *ctx, struct kvf_proc_watch *w)
         entry_free(e);
 }
 
-const struct kvf_proc_ops kvf_procwatch_ops = {.watch = watch,
-                                               .unwatch = unwatch};
+static bool alive(void *ctx, const struct kvf_proc_watch *w)
+{
+    (void)ctx;
+    return w->entry != NULL && !kvf_proc_gone(w->entry->src.fd);
+}
+
+const struct kvf_proc_ops kvf_procwatch_ops = {
+    .watch = watch, .unwatch = unwatch, .alive = alive};
 
 int kvf_procwatch_create(struct kvf_reactor *r, struct kvf_procwatch **out,
                          struct kvf_why *why)

@@ -328,6 +328,25 @@ static int build_gets(struct kvf_server *s, struct kvf_why *why)
     return kvf_gets_create(&env, &s->gets, why);
 }
 
+static int build_moves(struct kvf_server *s, struct kvf_why *why)
+{
+    struct kvf_moves_env env = {
+        .sched = s->sched,
+        .stats = &s->stats,
+        .rng = &s->rng,
+        .conf = s->conf,
+        .store = s->store,
+        .buffers = s->buffers,
+        .peers = s->peers,
+        .own_map = s->own_map,
+        .shm = s->shm,
+        .on_written = kvf_event_written,
+        .arg = s,
+    };
+
+    return kvf_moves_create(&env, &s->moves, why);
+}
+
 static int build(struct kvf_server *s, struct kvf_why *why)
 {
     int rc = build_process(s, why);
@@ -342,6 +361,8 @@ static int build(struct kvf_server *s, struct kvf_why *why)
         rc = build_peers(s, why);
     if (rc == 0)
         rc = build_gets(s, why);
+    if (rc == 0)
+        rc = build_moves(s, why);
     if (rc == 0)
         rc = kvf_place_bind_engine(s, why);
     if (rc == 0)
@@ -411,8 +432,12 @@ static void settle(struct kvf_server *s)
     kvf_clients_drop_all(s);
     kvf_gets_cancel_all(s->gets, KVF_SHUTTING_DOWN,
                         "the daemon is shutting down");
+    if (s->moves != NULL)
+        kvf_moves_cancel_all(s->moves, KVF_SHUTTING_DOWN,
+                             "the daemon is shutting down");
     end = kvf_sched_clock(s->sched) + LAST_REPLIES_MS * KVF_NS_PER_MS;
-    while ((kvf_gets_running(s->gets) > 0 || s->n_pending > 0) &&
+    while ((kvf_gets_running(s->gets) > 0 || s->n_pending > 0 ||
+            (s->moves != NULL && kvf_moves_running(s->moves) > 0)) &&
            kvf_sched_clock(s->sched) < end)
         if (kvf_reactor_once(s->reactor, 10 * KVF_NS_PER_MS, NULL) < 0)
             break;
@@ -452,6 +477,7 @@ void kvf_server_destroy(struct kvf_server *s)
         unlink(s->ready_path);
     kvf_zsock_close(s->engine, LAST_REPLIES_MS);
     kvf_undo_lists_free(s);
+    kvf_moves_destroy(s->moves);
     if (s->gets != NULL)
         kvf_gets_destroy(s->gets);
     if (s->tcp != NULL)

@@ -12,6 +12,7 @@
 #include "peer/peers.h"
 #include "peer/window.h"
 #include "request/gets.h"
+#include "request/moves.h"
 #include "transport/rdma/rdma.h"
 #include "transport/tcp/tcp.h"
 
@@ -74,6 +75,7 @@ struct kvf_server {
     struct kvf_zchannel *channel;
     struct kvf_peers *peers;
     struct kvf_gets *gets;
+    struct kvf_moves *moves;
     struct kvf_zsock *engine;
 
     /* engines */

@@ -41,6 +41,14 @@
     X(queued, g.queued, "waiting for room: window, in-flight limit, pool")     \
     X(views, g.views, "views that engines hold")                               \
     X(pull_bytes, g.pull_bytes, "claimed, unfinished bytes")
+#define MOVE_GAUGES(X)                                                         \
+    X(running, m.running, "pushes, writes and reads without an answer")        \
+    X(waiting, m.waiting, "of these, waiting for the peer, room or access")    \
+    X(moving, m.moving, "moving bytes")                                        \
+    X(confirming, m.confirming, "all bytes there, waiting for its word")       \
+    X(draining, m.draining, "cancelled, not quiet yet")                        \
+    X(idle_grants, m.idle_grants, "accesses to windows kept for the next")     \
+    X(bytes, m.bytes, "bytes of those that run")
 #define PEER_GAUGES(X)                                                         \
     X(peers, x.peers, "owners that are dialled")                               \
     X(peers_up, x.peers_up, "of these, up")                                    \
@@ -141,6 +149,7 @@ static void write_gauges(struct kvf_server *s)
     struct kvf_buffer_gauges k;
     struct kvf_store_gauges p;
     struct kvf_gets_gauges g;
+    struct kvf_moves_gauges m;
     struct kvf_mpw *w = kvf_reply_key(s, "pool");
 
     kvf_buffers_gauges(s->buffers, &k);
@@ -148,6 +157,7 @@ static void write_gauges(struct kvf_server *s)
     k.size = s->segment.size;
     kvf_store_gauges(s->store, &p);
     kvf_gets_gauges(s->gets, &g);
+    kvf_moves_gauges(s->moves, &m);
     kvf_mpw_map(w, 0 POOL_GAUGES(COUNT_ONE));
     POOL_GAUGES(WRITE_GAUGE)
     kvf_reply_key(s, "keys");
@@ -156,6 +166,9 @@ static void write_gauges(struct kvf_server *s)
     kvf_reply_key(s, "gets");
     kvf_mpw_map(w, 0 GET_GAUGES(COUNT_ONE));
     GET_GAUGES(WRITE_GAUGE)
+    kvf_reply_key(s, "moves");
+    kvf_mpw_map(w, 0 MOVE_GAUGES(COUNT_ONE));
+    MOVE_GAUGES(WRITE_GAUGE)
     kvf_reply_key(s, "engines");
     kvf_mpw_map(w, 0 ENGINE_GAUGES(COUNT_ONE));
     ENGINE_GAUGES(WRITE_GAUGE)
@@ -314,6 +327,8 @@ void kvf_stats_write_markdown(FILE *out)
     KEY_GAUGES(ROW3)
     table(out, "gets", "What its engines fetch.");
     GET_GAUGES(ROW3)
+    table(out, "moves", "What its engines push, write and read.");
+    MOVE_GAUGES(ROW3)
     table(out, "engines", "The engine socket.");
     ENGINE_GAUGES(ROW3)
     table(out, "peers",

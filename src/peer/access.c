@@ -92,23 +92,39 @@ void kvf_access_end(struct kvf_access *a)
     settle(a);
 }
 
-void kvf_access_revoke(struct kvf_access *a, const char *text)
+static void tell_revoked(struct kvf_access *a, const char *text)
 {
     struct kvf_peer_msg m;
 
+    if (!a->guest->up)
+        return;
+    kvf_peers_head(a->ps, &m, KVF_PEER_REVOKED, &a->guest->incarnation);
+    m.u.revoked.claim = a->id;
+    snprintf(m.u.revoked.text, sizeof m.u.revoked.text, "%.199s", text);
+    kvf_guest_answer(a->guest, &m, NULL, 0);
+}
+
+void kvf_access_revoke(struct kvf_access *a, const char *text)
+{
     if (a->revoked || a->ended)
         return;
     a->revoked = true;
     kvf_list_unlink(&a->window_node);
     a->window = NULL;
-    if (a->guest->up) {
-        kvf_peers_head(a->ps, &m, KVF_PEER_REVOKED, &a->guest->incarnation);
-        m.u.revoked.claim = a->id;
-        snprintf(m.u.revoked.text, sizeof m.u.revoked.text, "%.199s", text);
-        kvf_guest_answer(a->guest, &m, NULL, 0);
-    }
+    tell_revoked(a, text);
     if (!a->shm)
         kvf_access_end(a);
+}
+
+void kvf_guest_revoke_again(struct kvf_guest *g)
+{
+    kvf_list_for_each (n, &g->accesses) {
+        struct kvf_access *a =
+            kvf_container_of(n, struct kvf_access, guest_node);
+
+        if (a->revoked)
+            tell_revoked(a, "it was taken back while we were apart");
+    }
 }
 
 void kvf_guest_end_accesses(struct kvf_guest *g, bool shm_too)

@@ -15,8 +15,6 @@
 #include "peer/peers_private.h"
 #include "peer/window.h"
 
-#define KVF_ACCESS_BIT (1ull << 63)
-
 struct kvf_room;
 
 struct kvf_access {
@@ -50,6 +48,8 @@ int kvf_access_resolve(struct kvf_peers *ps, void *session, uint64_t id,
                        uint64_t length, struct iovec *iov, unsigned *n_iov,
                        void **pin, struct kvf_why *why);
 void kvf_access_unpin(struct kvf_access *a);
+/* The guest is back, and may not have heard of what was taken back. */
+void kvf_guest_revoke_again(struct kvf_guest *g);
 /* Of a guest: ends those not over shm, or all. */
 void kvf_guest_end_accesses(struct kvf_guest *g, bool shm_too);
 /* GRANT of it as the answer to an ask. */

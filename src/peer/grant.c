@@ -167,6 +167,35 @@ void kvf_peer_on_revoked(struct kvf_peer *p, uint64_t claim, const char *text)
 /* ---- receiving --------------------------------------------------------------
  */
 
+static void on_owner_gone(void *arg)
+{
+    struct kvf_peer *p = arg;
+
+    p->gone = true;
+}
+
+/* Who writes into mapped memory must know whether its owner lives. */
+static bool watch_owner(struct kvf_peer *p)
+{
+    const struct kvf_peers_env *env = &p->ps->env;
+
+    if (p->watch != NULL)
+        return true;
+    p->gone = false;
+    if (env->proc.watch(env->proc_ctx, p->pid, p->start, on_owner_gone, p,
+                        &p->watch, NULL) < 0)
+        p->watch = NULL;
+    return p->watch != NULL;
+}
+
+bool kvf_peer_alive(const struct kvf_peer *p)
+{
+    const struct kvf_peers_env *env = &p->ps->env;
+
+    return p->watch != NULL && !p->gone &&
+           env->proc.alive(env->proc_ctx, p->watch);
+}
+
 /* The owner's pool, for writing if the grant is for that. */
 static struct kvf_mapping *pool_of(struct kvf_peer *p, bool write)
 {
@@ -289,7 +318,8 @@ static struct kvf_grant *grant_new(struct kvf_peer *p, bool write,
     if (g->meta != NULL && m->meta_len != 0)
         memcpy(g->meta, m->meta, m->meta_len);
     g->meta_len = m->meta_len;
-    if (m->shm && p->shm_ok && m->n_segs != 0) {
+    if (m->shm && p->shm_ok && m->n_segs != 0 &&
+        ((m->claim & KVF_ACCESS_BIT) == 0 || watch_owner(p))) {
         g->remote.segs = calloc(m->n_segs, sizeof *g->remote.segs);
         g->paths = calloc(m->n_segs, sizeof *g->paths);
         g->remote.n_segs = m->n_segs;

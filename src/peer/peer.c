@@ -162,6 +162,8 @@ static void close_shm(struct kvf_peer *p)
     if (p->pool_rw != NULL)
         kvf_map_release(p->pool_rw);
     p->pool_map = p->pool_rw = NULL;
+    p->ps->env.proc.unwatch(p->ps->env.proc_ctx, p->watch);
+    p->watch = NULL;
     p->shm_ok = false;
 }
 
@@ -284,6 +286,8 @@ static void try_shm(struct kvf_peer *p, const struct kvf_peer_msg *m)
         snprintf(p->shm_why, sizeof p->shm_why, "%s", why.text);
     } else {
         p->shm_ok = true;
+        p->pid = m->u.welcome.pool.pid;
+        p->start = m->u.welcome.pool.start;
         memcpy(p->pool_path, m->u.welcome.pool.path, sizeof p->pool_path);
         snprintf(p->shm_why, sizeof p->shm_why, "its pool is mapped here");
     }

@@ -36,6 +36,8 @@ struct kvf_proc_ops {
                  void (*gone)(void *arg), void *arg,
                  struct kvf_proc_watch **out, struct kvf_why *why);
     void (*unwatch)(void *ctx, struct kvf_proc_watch *w); /* NULL is fine */
+    /* Asks the kernel now: gone() may not have come yet. */
+    bool (*alive)(void *ctx, const struct kvf_proc_watch *w);
 };
 
 struct kvf_peers_env {
@@ -165,6 +167,9 @@ uint64_t kvf_peer_heard_ns(const struct kvf_peer *p);
 const struct kvf_why *kvf_peer_why(const struct kvf_peer *p);
 /* True when its pool could be opened here and it opened ours. */
 bool kvf_peer_has_shm(const struct kvf_peer *p);
+/* True while the process is there whose memory the accesses over shm that we
+ * hold at it lie in: bytes that were written into it are in place. */
+bool kvf_peer_alive(const struct kvf_peer *p);
 /* Why not, in words. */
 const char *kvf_peer_shm_why(const struct kvf_peer *p);
 /* The link of a transport to it, opened on demand; NULL with why when it has

@@ -58,6 +58,9 @@ struct kvf_peer {
     struct kvf_mapping *pool_rw; /* for writing; made with the first such grant
                                     and kept, since its pages fill up slowly */
     char pool_path[KVF_PEER_PATH];
+    uint64_t pid, start;          /* of its process; with shm_ok */
+    struct kvf_proc_watch *watch; /* made with the first access over shm */
+    bool gone;                    /* its process has ended */
     struct kvf_link tcp, shm, rdma;
     struct kvf_link_addr tcp_addr;
     bool has_tcp;
@@ -97,6 +100,7 @@ struct kvf_guest_ask {
     UT_hash_handle hh; /* by id */
 };
 
+#define KVF_ACCESS_BIT (1ull << 63) /* in a claim's id: see access.h */
 #define KVF_MEMO_MAX 16384u
 struct kvf_memo { /* memo.c */
     struct kvf_memo_entry *table;

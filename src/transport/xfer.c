@@ -130,7 +130,8 @@ static void fill_op(struct kvf_xfer *x, struct kvf_transfer_op *op)
         len += n;
         skip = 0;
     }
-    op->offset = x->next;
+    op->offset = x->base + x->next;
+    op->total = x->size;
     op->length = len;
     op->remote = x->remote;
     op->write = x->write;
@@ -214,7 +215,7 @@ static void op_done(struct kvf_transfer_op *op, int status,
     kvf_list_push_back(&x->free_ops, &o->node);
     x->pending--;
     if (status == 0)
-        count_bytes(x, op->offset, op->length);
+        count_bytes(x, op->offset - x->base, op->length);
     else
         fail(x, status, why);
     if (op->link == NULL && x->status == 0 && x->bytes_done != x->size) {
@@ -289,7 +290,8 @@ void kvf_xfer_start(struct kvf_xfer *x, struct kvf_link *link,
         else
             x->bytes_done += chunk_len(x, c);
     }
-    if (remote->size != x->size) {
+    if (x->part ? x->base > remote->size || x->size > remote->size - x->base
+                : remote->size != x->size) {
         fail(x,
              kvf_fail(&why, KVF_MISMATCH,
                       "the claim has %llu bytes, the memory %llu",

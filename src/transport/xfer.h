@@ -24,6 +24,10 @@ struct kvf_xfer {
     struct kvf_link *link;
     const struct kvf_remote *remote;
     bool write, running, cancelling;
+    /* Set after init, before a start: the payload is `size` bytes at `base` of
+     * a remote that may have more (a window), not all of it. */
+    bool part;
+    uint64_t base;
     uint64_t size, chunk;     /* chunk: bytes of one entry of `left` */
     uint64_t bytes_done;      /* in place, over all attempts */
     uint64_t bytes_moved_now; /* by the attempt under way */

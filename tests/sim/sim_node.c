@@ -105,6 +105,13 @@ static void proc_unwatch(void *ctx, struct kvf_proc_watch *w)
     free(w);
 }
 
+static bool proc_alive(void *ctx, const struct kvf_proc_watch *w)
+{
+    const struct sim_node *n = ctx;
+
+    return sim_proc_alive(n->sim, w->pid);
+}
+
 /* ---- entering a node
  * ----------------------------------------------------------
  */
@@ -189,7 +196,7 @@ static void make_peers(struct sim_node *n)
                                 .maps = n->maps,
                                 .own_map = n->own_map,
                                 .channel = {&sim_channel_ops, n},
-                                .proc = {proc_watch, proc_unwatch},
+                                .proc = {proc_watch, proc_unwatch, proc_alive},
                                 .proc_ctx = n,
                                 .shm = n->shm,
                                 .tcp = n->tcp,

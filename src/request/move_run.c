@@ -1,0 +1,214 @@
+/* A move has its room or access: over which transport the bytes go, and what
+ * happens when an attempt fails. */
+#include "request/moves_private.h"
+
+#include "base/log.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+/* ---- the grant ------------------------------------------------------------
+ */
+
+void kvf_move_on_lost(struct kvf_grant *g, const struct kvf_why *why)
+{
+    struct kvf_move *m = g->user;
+
+    switch ((unsigned)m->m.state) {
+    case KVF_MOVE_MOVING:
+        /* Unexposed: the owner waits for us to let go. Otherwise the transfer
+         * ends by itself and finds it lost. */
+        if (g->revoked && m->kind != KVF_MOVE_PUSH)
+            kvf_move_stop(m, why);
+        else if (g->revoked)
+            kvf_xfer_cancel(&m->xfer);
+        return;
+    case KVF_MOVE_RETRYING:
+        if (m->peer != NULL && kvf_peer_state(m->peer) == KVF_PEER_UP)
+            kvf_move_feed(m, KVF_MOVE_EV_LOST);
+        else
+            kvf_move_stop(m, why);
+        return;
+    default:
+        return; /* what is being asked or told decides */
+    }
+}
+
+/* ---- the transfer ---------------------------------------------------------
+ */
+
+static struct kvf_link *choose_link(struct kvf_move *m, struct kvf_why *why)
+{
+    const struct kvf_conf *c = m->ms->env.conf;
+
+    if (m->self) {
+        m->transport = "local";
+        return &m->ms->local_link;
+    }
+    kvf_fail(why, KVF_TRANSPORT, "no transport to %s is left",
+             kvf_move_peer_name(m));
+    for (; m->proto_at < c->n_protocol; m->proto_at++) {
+        enum kvf_protocol proto = c->protocol[m->proto_at];
+        struct kvf_link *link;
+
+        if ((proto == KVF_PROTO_SHM && !m->grant->shm) ||
+            (proto == KVF_PROTO_RDMA && !m->grant->rdma))
+            continue;
+        link = kvf_peer_link(m->peer, proto, why);
+        if (link != NULL) {
+            m->over_shm = proto == KVF_PROTO_SHM;
+            m->transport = link->transport->ops->name;
+            return link;
+        }
+    }
+    return NULL;
+}
+
+/* Out of attempts, but the other side was not heard of since: whether it is
+ * dead is about to be known, and that is then the better answer. */
+static void await_verdict(struct kvf_move *m)
+{
+    if (m->peer == NULL || m->m.max_attempts < 2)
+        return;
+    if (m->t_out == 0)
+        m->t_out = m->ms->env.sched->now_ns;
+    if (kvf_peer_heard_ns(m->peer) <= m->t_out)
+        m->m.attempts = m->m.max_attempts - 1;
+}
+
+/* From inside MOVING: the attempt is over and memory is quiet. */
+static void broken(struct kvf_move *m, const struct kvf_why *why)
+{
+    const struct kvf_conf *c = m->ms->env.conf;
+    bool peer_up = m->peer == NULL || kvf_peer_state(m->peer) == KVF_PEER_UP;
+
+    if (!peer_up) {
+        kvf_move_because(m, kvf_peer_why(m->peer)->status, "%s",
+                         kvf_peer_why(m->peer)->text);
+        m->m.attempts = m->m.max_attempts;
+    }
+    if (peer_up && m->m.attempts >= m->m.max_attempts)
+        await_verdict(m);
+    if (m->m.attempts >= m->m.max_attempts) {
+        kvf_move_because(m, KVF_TRANSPORT, "%s to %s failed %u times: %s",
+                         m->transport != NULL ? m->transport : "transfer",
+                         kvf_move_peer_name(m), m->m.attempts, why->text);
+    } else if (m->proto_at < c->n_protocol &&
+               c->protocol[m->proto_at] != KVF_PROTO_TCP) {
+        m->proto_at++; /* tcp may be tried again, the others not */
+        m->ms->env.stats->fallbacks++;
+    }
+    if (m->proto_at >= c->n_protocol)
+        m->proto_at = 0;
+    free(m->cause);
+    m->cause = strdup(why->text);
+    kvf_move_feed(m, m->grant != NULL && m->grant->lost ? KVF_MOVE_EV_LOST
+                                                        : KVF_MOVE_EV_BROKEN);
+}
+
+static void on_xfer_done(struct kvf_xfer *x, int status,
+                         const struct kvf_why *why)
+{
+    struct kvf_move *m = kvf_container_of(x, struct kvf_move, xfer);
+    struct kvf_why lost;
+
+    if (m->m.state == KVF_MOVE_DRAINING) {
+        kvf_move_feed(m, KVF_MOVE_EV_QUIET);
+        return;
+    }
+    if (status == 0 && m->self && m->window_id != 0 &&
+        kvf_window_find(m->ms->env.peers, m->window_id) == NULL) {
+        m->m.attempts = m->m.max_attempts;
+        kvf_move_because(m, KVF_STALE, "the window was unexposed");
+        kvf_move_feed(m, KVF_MOVE_EV_BROKEN);
+        return;
+    }
+    if (status == 0 && m->grant != NULL && m->over_shm &&
+        !kvf_peer_alive(m->peer)) {
+        /* The bytes went into the memory of a dead process. */
+        m->grant->lost = true;
+        kvf_fail(&lost, KVF_PEER_UNREACHABLE, "the process of %s has ended",
+                 kvf_move_peer_name(m));
+        broken(m, &lost);
+        return;
+    }
+    if (status == 0 && m->grant != NULL && m->grant->lost) {
+        /* The last byte went, but what was granted had ended before it. */
+        kvf_fail(&lost, KVF_STALE, "the access ended during the transfer");
+        broken(m, &lost);
+        return;
+    }
+    if (status < 0 && -status == KVF_STALE && m->grant != NULL)
+        m->grant->lost = true; /* the owner does not know it any more */
+    if (status < 0)
+        broken(m, why);
+    else
+        kvf_move_feed(m, KVF_MOVE_EV_MOVED);
+}
+
+void kvf_move_run(struct kvf_move *m)
+{
+    struct kvf_link *link;
+    struct kvf_why why;
+
+    if (m->m.attempts > 1)
+        m->ms->env.stats->retries++;
+    if (!m->has_xfer) {
+        if (kvf_xfer_init(&m->xfer, m->ms->env.sched, m->kind != KVF_MOVE_READ,
+                          m->size, m->iov, m->n_iov, on_xfer_done, &why) < 0) {
+            kvf_move_because(m, why.status, "%s", why.text);
+            m->m.attempts = m->m.max_attempts;
+            kvf_move_feed(m, KVF_MOVE_EV_BROKEN);
+            return;
+        }
+        m->has_xfer = true;
+        m->xfer.part = !m->self && m->kind != KVF_MOVE_PUSH;
+        m->xfer.base = m->xfer.part ? m->target_offset : 0;
+    }
+    link = choose_link(m, &why);
+    if (link == NULL)
+        broken(m, &why);
+    else
+        kvf_xfer_start(&m->xfer, link, m->self ? &m->local : &m->grant->remote);
+}
+
+void kvf_move_xfer_free(struct kvf_move *m)
+{
+    if (m->summing)
+        kvf_checksum_stop(&m->sum);
+    m->summing = false;
+    if (m->has_xfer)
+        kvf_xfer_fini(&m->xfer);
+    m->has_xfer = false;
+}
+
+/* ---- retrying -------------------------------------------------------------
+ */
+
+void kvf_move_backoff(struct kvf_move *m)
+{
+    const struct kvf_conf *c = m->ms->env.conf;
+    struct kvf_sched *s = m->ms->env.sched;
+    unsigned shift = m->m.attempts > 1 ? m->m.attempts - 1 : 0;
+    uint64_t ms = c->backoff_ms << (shift > 20 ? 20 : shift);
+    uint64_t ns;
+    char key[512];
+
+    if (ms > c->backoff_max_ms)
+        ms = c->backoff_max_ms;
+    if (m->t_out != 0) /* the verdict on the other side is awaited */
+        ms = c->peer_timeout_ms / 2;
+    /* Between half and the whole of it, so that moves do not march in step. */
+    ns = ms * KVF_NS_PER_MS / 2;
+    ns += kvf_rng_below(m->ms->env.rng, ns + 1);
+    kvf_log(KVF_LOG_WARN, "KVF RETRY",
+            "key=%s attempt=%u/%u transport=%s backoff_ms=%llu "
+            "done=%llu/%llu: %s",
+            kvf_log_key(key, sizeof key, m->name, m->name_len),
+            m->m.attempts + 1, m->m.max_attempts,
+            m->transport != NULL ? m->transport : "none",
+            (unsigned long long)(ns / KVF_NS_PER_MS),
+            (unsigned long long)(m->has_xfer ? m->xfer.bytes_done : 0),
+            (unsigned long long)m->size, m->cause != NULL ? m->cause : "");
+    kvf_timer_set(s, &m->pause, s->now_ns + ns);
+}

@@ -1,0 +1,129 @@
+/* What the files of a move share; nobody else includes it. */
+#ifndef KVF_REQUEST_MOVES_PRIVATE_H
+#define KVF_REQUEST_MOVES_PRIVATE_H
+
+#include "memory/checksum.h"
+#include "peer/window.h"
+#include "request/move_machine.h"
+#include "request/moves.h"
+#include "transport/xfer.h"
+
+#define KVF_IDLE_GRANTS 64u /* accesses to windows that are kept at most */
+
+struct kvf_moves {
+    struct kvf_moves_env env;
+    struct kvf_list all; /* kvf_move.node */
+    unsigned running;
+    struct kvf_link local_link; /* moves within this daemon */
+    struct kvf_list idle;       /* struct kvf_idle, oldest first */
+    unsigned n_idle;
+};
+
+/* An access to a window that the next write or read can use without asking. */
+struct kvf_idle {
+    struct kvf_list node;
+    struct kvf_moves *ms;
+    struct kvf_grant *grant;
+    struct kvf_timer timer;
+    bool write;
+    size_t name_len;
+    char name[];
+};
+
+struct kvf_move {
+    struct kvf_list node;
+    struct kvf_moves *ms;
+    struct kvf_move_machine m;
+    enum kvf_move_kind kind;
+    kvf_move_reply *reply;
+    void *arg;
+    bool stopping;
+
+    /* the request */
+    struct kvf_seg *segs;
+    unsigned n_segs;
+    uint64_t size;
+    uint8_t *bytes; /* the payload, or a small one gathered; may be NULL */
+    char *name;     /* key or window */
+    size_t name_len;
+    void *extra; /* meta or notify */
+    size_t extra_len;
+    bool has_notify;
+    uint64_t target_offset;
+    struct kvf_id id; /* of the push or the notification: random */
+    bool has_ttl, reject_duplicate, checksum;
+    uint64_t ttl_ms, readers;
+
+    /* where */
+    bool self, has_expect;
+    struct kvf_worker expect;
+    char *host;
+    uint16_t port;
+    struct kvf_peer *peer;
+    struct kvf_peer_user user;
+    struct kvf_ask ask;
+
+    /* what came */
+    struct kvf_grant *grant;
+    bool eager, eager_refused;
+    bool from_idle;      /* the grant was kept from before */
+    bool confirm_waits;  /* CONFIRMING, but the peer is down just now */
+    uint64_t window_id;  /* self: looked for again at the end */
+    struct kvf_seg room; /* self: what is written or read; pinned */
+    bool has_room;
+    struct kvf_remote_seg room_seg;
+    struct kvf_remote local;
+    uint64_t generation;
+
+    /* the transfer */
+    struct kvf_xfer xfer;
+    struct iovec *iov;
+    unsigned n_iov;
+    bool has_xfer;
+    bool over_shm; /* the attempt under way */
+    struct kvf_checksum sum;
+    bool summing, summed;
+    uint64_t sum_value;
+    const char *transport;
+    unsigned proto_at;
+    char *cause; /* of the last broken attempt */
+
+    /* time */
+    struct kvf_timer deadline, pause;
+    struct kvf_task task;
+    uint64_t t_start, t_asked, t_granted, t_out;
+
+    /* how it ends */
+    enum kvf_status status;
+    bool has_space;
+    uint64_t free, largest_free, needed;
+    char *text;
+};
+
+/* moves.c */
+void kvf_move_feed(struct kvf_move *m, enum kvf_move_event e);
+void kvf_move_because(struct kvf_move *m, enum kvf_status status,
+                      const char *fmt, ...)
+    __attribute__((format(printf, 3, 4)));
+void kvf_move_stop(struct kvf_move *m, const struct kvf_why *why);
+const char *kvf_move_peer_name(const struct kvf_move *m);
+void kvf_move_release(struct kvf_move *m);
+/* move_ask.c */
+void kvf_move_begin(struct kvf_move *m);
+void kvf_move_ask(struct kvf_move *m);
+void kvf_move_confirm(struct kvf_move *m);
+void kvf_idle_keep(struct kvf_move *m);
+void kvf_idle_drop_all(struct kvf_moves *ms);
+/* move_self.c */
+void kvf_move_ask_self(struct kvf_move *m);
+void kvf_move_confirm_self(struct kvf_move *m);
+void kvf_move_leave_self(struct kvf_move *m);
+/* move_run.c */
+void kvf_move_run(struct kvf_move *m);
+void kvf_move_backoff(struct kvf_move *m);
+void kvf_move_on_lost(struct kvf_grant *g, const struct kvf_why *why);
+void kvf_move_xfer_free(struct kvf_move *m);
+/* move_reply.c */
+void kvf_move_finish(struct kvf_move *m);
+void kvf_move_fail(struct kvf_move *m);
+#endif
