@@ -6,9 +6,9 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#define KVF_RDMA_GIDS 16      /* candidates that an end offers */
-#define KVF_RDMA_MRS 1024     /* pieces of the owner's pool */
-#define KVF_RDMA_SPACE_MRS 64 /* pieces of a region named in one grant */
+#define KVF_RDMA_GIDS 16       /* candidates that an end offers */
+#define KVF_RDMA_MRS 1024      /* pieces of the owner's pool */
+#define KVF_RDMA_SPACE_MRS 512 /* pieces of a region named in one grant */
 
 enum kvf_rdma_link_layer { KVF_RDMA_IB = 1, KVF_RDMA_ETHERNET = 2 };
 /* As enum ibv_gid_type; on the wire. */

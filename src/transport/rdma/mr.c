@@ -14,7 +14,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#define PIECE (64ull << 20)
+#define PIECE (16ull << 20)
 #define ACCESS                                                                 \
     (IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_READ | IBV_ACCESS_REMOTE_WRITE)
 
@@ -83,9 +83,13 @@ static void local_remove(struct kvf_rdma *r, const struct kvf_rdma_mr *mr)
 /* ---- pieces ----------------------------------------------------------------
  */
 
-static uint64_t piece_size(const struct kvf_rdma *r)
+/* Some milliseconds each; larger where a grant could not name them all. */
+static uint64_t piece_size(const struct kvf_rdma *r, uint64_t size)
 {
     uint64_t n = r->conf.piece != 0 ? r->conf.piece : PIECE;
+
+    if (n < size / KVF_RDMA_SPACE_MRS + 4096)
+        n = size / KVF_RDMA_SPACE_MRS + 4096;
 
     if (r->attr.max_mr_size != 0 && n > r->attr.max_mr_size)
         n = r->attr.max_mr_size;
@@ -212,7 +216,7 @@ static bool add_step(struct kvf_rdma_job *job)
 {
     struct kvf_rdma_memory *m =
         kvf_container_of(job, struct kvf_rdma_memory, job);
-    uint64_t rest = m->size - m->registered, piece = piece_size(m->r);
+    uint64_t rest = m->size - m->registered, piece = piece_size(m->r, m->size);
 
     if (add_piece(m, rest < piece ? rest : piece, NULL) != 0) {
         m->failed = true;

@@ -18,6 +18,9 @@
 #include <errno.h>
 #include <string.h>
 
+#define POST_NS (1200 * KVF_NS_PER_US) /* that one turn may spend posting */
+#define BURST_MIN (32ull << 10)        /* bytes; a multiple of it is posted */
+
 /* ---- what an op is made of -------------------------------------------------
  */
 
@@ -315,14 +318,33 @@ static void build(struct kvf_rdma_link *l, struct chain *c)
         signal_here(l, c);
 }
 
-static void post_chain(struct kvf_rdma_link *l, const struct chain *c)
+/* Some devices (Soft-RoCE) move the bytes inside ibv_post_send: what one turn
+ * posts there is what a good millisecond moves. */
+static void learn_burst(struct kvf_rdma *r, uint64_t bytes, uint64_t ns)
+{
+    if (ns > POST_NS && bytes >= BURST_MIN) {
+        uint64_t fits =
+            (uint64_t)((double)bytes * (double)POST_NS / (double)ns) &
+            ~(BURST_MIN - 1);
+
+        r->burst = fits > BURST_MIN ? fits : BURST_MIN;
+    } else if (ns < POST_NS / 4 && r->burst < r->conf.burst &&
+               bytes >= r->burst) {
+        r->burst = r->burst * 2 < r->conf.burst ? r->burst * 2 : r->conf.burst;
+    }
+}
+
+static void post_chain(struct kvf_rdma_link *l, const struct chain *c,
+                       uint64_t bytes)
 {
     struct kvf_rdma *r = l->r;
     struct ibv_send_wr *bad = NULL;
     struct kvf_why why;
     unsigned taken = c->n;
+    uint64_t began = kvf_sched_clock(r->t.sched);
     int err = r->v->post_send(l->qp.qp, &r->wr[0], &bad);
 
+    learn_burst(r, bytes, kvf_sched_clock(r->t.sched) - began);
     if (err != 0) {
         taken = 0;
         while (bad != NULL && taken < c->n && &r->wr[taken] != bad)
@@ -349,7 +371,7 @@ static void post_chain(struct kvf_rdma_link *l, const struct chain *c)
 void kvf_rdma_ring(struct kvf_task *t)
 {
     struct kvf_rdma_link *l = kvf_container_of(t, struct kvf_rdma_link, ring);
-    uint64_t bytes = l->r->conf.burst;
+    uint64_t bytes = l->r->burst;
 
     while (l->state == KVF_RDMA_UP) {
         struct chain c = {.bytes = bytes};
@@ -358,7 +380,7 @@ void kvf_rdma_ring(struct kvf_task *t)
         if (c.n == 0 && l->silent.wrs > 0 && kvf_list_empty(&l->queued))
             add_marker(l, &c);
         if (c.n > 0)
-            post_chain(l, &c);
+            post_chain(l, &c, bytes - c.bytes);
         else if (bytes == 0 && !kvf_list_empty(&l->queued) && has_credits(l))
             kvf_task_post(l->r->t.sched, &l->ring); /* the next turn */
         if (c.n == 0)
@@ -399,7 +421,7 @@ void kvf_rdma_post_probe(struct kvf_rdma_link *l)
                          (uint32_t)len, r->scratch_mr->lkey};
     wr->num_sge = 1;
     signal_here(l, &c);
-    post_chain(l, &c);
+    post_chain(l, &c, 0);
 }
 
 /* ---- ops

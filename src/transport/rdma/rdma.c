@@ -53,6 +53,7 @@ void kvf_rdma_configure(struct kvf_transport *t,
         c->chunk = 1ull << 30;
     if (c->burst < 4096)
         c->burst = 4096;
+    kvf_rdma_of(t)->burst = c->burst;
     if (c->depth == 0)
         c->depth = 1;
     if (c->signal_every == 0)

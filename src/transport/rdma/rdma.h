@@ -40,7 +40,7 @@ struct kvf_rdma_conf {
                               requests are in flight; 0 = never */
     uint64_t connect_ms;   /* a link that is not up by then has failed */
     uint64_t stall_ms;     /* no completion for so long: the link has failed */
-    uint64_t piece;        /* bytes registered at once; 0 = 64 MiB */
+    uint64_t piece;        /* bytes registered at once; 0 = 16 MiB */
 };
 
 /* How the handshake travels. Called from the loop, never from inside a call
