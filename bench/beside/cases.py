@@ -170,6 +170,27 @@ def ping(bench):
                    most=1000, kind="less")
 
 
+def runs(transport, what, least):
+    """1 GiB in 16 KiB runs that lie in random order on both sides."""
+    def run(_bench):
+        got = m.figures("runs_pull", transport, 16 * K, G // (16 * K), 1)[0]
+        yield line(f"{transport}: 1 GiB in 16 KiB runs / {what}", got["GBps"],
+                   got["beside_GBps"], "GB/s", least=least)
+    return run
+
+
+def descriptors(transport):
+    """Time a descriptor by the size of the plan; 1 KiB each."""
+    def run(_bench):
+        first = None
+        for n in (1000, 10000, 100000, 1000000):
+            ns = m.figures("runs_pull", transport, K, n, 1)[0]["ns_per_run"]
+            first = first or ns
+            yield line(f"{transport}: time a run of 1 KiB, {n} runs / 1000 "
+                       "runs", ns, first, "ns")
+    return run
+
+
 @contextmanager
 def fresh():
     """Two daemons that have done nothing yet: memory that was used before and
@@ -223,6 +244,11 @@ def all_cases(streams):
     for size in SIZES:
         out.append((f"tcp-{text_of(size).replace(' ', '')}",
                     tcp_get(size, streams)))
+    out += [("runs-shm", runs("shm", "the faster of memcpy and non-temporal "
+                              "copies of the same runs", 0.9)),
+            ("runs-tcp", runs("tcp", "a contiguous read of as much", 0.7)),
+            ("descriptors-shm", descriptors("shm")),
+            ("descriptors-tcp", descriptors("tcp"))]
     out += [("latency", latency), ("many", many), ("ping", ping),
             ("crowd", crowd), ("idle", idle)]
     return out
