@@ -309,6 +309,10 @@ int kvferry_read(struct kvferry *h, const char *window, uint64_t target_offset,
                  const struct kvferry_window_options *o,
                  struct kvferry_transfer *r);
 
+/* ---- KV layouts: layout, publish, pull ---------------------------------- */
+
+#include "kvferry/layout.h"
+
 /* ---- the rest ----------------------------------------------------------- */
 
 int kvferry_ping(struct kvferry *h);
@@ -338,6 +342,9 @@ struct kvferry_result {
     uint64_t number; /* region of register, count of cleanup and cancel */
     char *json;      /* list, stats, health: freed after the callback */
     struct kvferry_transfer transfer; /* push, write, read */
+    /* publish, pull; valid during the callback, NULL for others */
+    const struct kvferry_handle *handle;
+    const struct kvferry_pull_result *pull;
 };
 /* Called exactly once for each request that was accepted (async call returned
  * 0), from kvferry_process, a blocking call, or kvferry_close; never from
@@ -399,6 +406,16 @@ int kvferry_read_async(struct kvferry *h, const char *window,
                        const struct kvferry_segment *segments, unsigned n,
                        const struct kvferry_window_options *o,
                        kvferry_done_fn fn, void *user, uint64_t *ticket);
+int kvferry_publish_async(struct kvferry *h, uint64_t layout,
+                          const char *request_id,
+                          const struct kvferry_blocks *blocks,
+                          unsigned n_blocks,
+                          const struct kvferry_publish_options *o,
+                          kvferry_done_fn fn, void *user, uint64_t *ticket);
+int kvferry_pull_async(struct kvferry *h, uint64_t layout,
+                       const struct kvferry_blocks *blocks, unsigned n_blocks,
+                       const struct kvferry_pull_options *o, kvferry_done_fn fn,
+                       void *user, uint64_t *ticket);
 /* Asks the daemon to give up; the request's own callback still comes, with
  * -KVF_CANCELLED unless it finished before. Does not block. */
 int kvferry_cancel(struct kvferry *h, uint64_t ticket);

@@ -1,6 +1,6 @@
 /* Inside of libkvferry: one handle, its outstanding calls, its session.
  *
- *   put.c get.c push.c window.c admin.c
+ *   put.c get.c push.c window.c layout.c admin.c
  *                                what a request says, what a reply means
  *   req.c                        what all requests and replies share
  *   session.c                    hello, the pool, lost sessions
@@ -120,6 +120,9 @@ struct kvferry {
     struct kvferry_info info;
     struct kvf_mpw w; /* the request being written */
     char error[256];
+    /* what publish or pull brought, while the reply is handled */
+    struct kvferry_handle handle;
+    struct kvferry_pull_result pull;
 };
 
 /* ---- conn.c ---- */

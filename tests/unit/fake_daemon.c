@@ -182,6 +182,38 @@ static void send_written(void *sock, const void *who, size_t who_len,
     kvf_mpw_fini(&w);
 }
 
+/* ---- layouts ------------------------------------------------------------- */
+
+static unsigned publish(struct fake *f, struct kvf_mpw *w)
+{
+    kvf_mpw_str(w, "handle");
+    kvf_mpw_map(w, 5);
+    kvf_mpw_kv_str(w, "request_id", "req-1");
+    kvf_mpw_kv_bin(w, "tag", "0123456789abcdef", 16);
+    kvf_mpw_kv_str(w, "source_host", "10.0.0.7");
+    kvf_mpw_kv_u64(w, "source_port", 50001);
+    kvf_mpw_kv_bin(w, "incarnation", f->incarnation, 16);
+    return 1;
+}
+
+static unsigned pull(struct kvf_mpw *w)
+{
+    transferred(w, 0);
+    kvf_mpw_kv_u64(w, "bytes", 8192);
+    kvf_mpw_kv_u64(w, "reads", 3);
+    kvf_mpw_str(w, "sources");
+    kvf_mpw_array(w, 2);
+    kvf_mpw_str(w, "0.2");
+    kvf_mpw_str(w, "0.3");
+    kvf_mpw_str(w, "filled");
+    kvf_mpw_array(w, 1);
+    kvf_mpw_map(w, 3);
+    kvf_mpw_kv_u64(w, "group", 1);
+    kvf_mpw_kv_u64(w, "first_token", 32);
+    kvf_mpw_kv_u64(w, "tokens", 17);
+    return 9;
+}
+
 static void send_reply(void *sock, const void *who, size_t who_len,
                        struct kvf_mpw *w, const void *data, size_t len)
 {
@@ -214,6 +246,14 @@ static unsigned act(struct fake *f, struct kvf_mpw *w, const char *op, size_t n,
         kvf_mpw_kv_u64(w, "region", f->region);
         return 1;
     }
+    if (is(op, n, "layout")) {
+        kvf_mpw_kv_u64(w, "layout", 21);
+        return 1;
+    }
+    if (is(op, n, "publish"))
+        return publish(f, w);
+    if (is(op, n, "pull"))
+        return pull(w);
     f->unexposes += is(op, n, "unexpose");
     if (is(op, n, "get")) {
         *with_data = f->inline_len != 0;
@@ -256,7 +296,8 @@ static void answer(struct fake *f, void *sock, zmq_msg_t *m, unsigned frames)
     kvf_mp_u64(&mp.root, "id", 0, UINT64_MAX, &id, NULL);
     if (zmq_msg_size(&m[1]) <= sizeof f->last &&
         (is(op, n, "push") || is(op, n, "write") || is(op, n, "read") ||
-         is(op, n, "expose"))) {
+         is(op, n, "expose") || is(op, n, "layout") || is(op, n, "publish") ||
+         is(op, n, "pull"))) {
         f->last_len = zmq_msg_size(&m[1]);
         memcpy(f->last, zmq_msg_data(&m[1]), f->last_len);
     }
