@@ -22,6 +22,10 @@
     X(gets, "gets answered OK")                                                \
     X(get_bytes, "their bytes")                                                \
     X(get_failed, "gets answered with anything else")                          \
+    X(pulls, "pulls of blocks answered OK")                                    \
+    X(pull_bytes, "their bytes")                                               \
+    X(pull_reads, "their runs of bytes")                                       \
+    X(pull_failed, "pulls of blocks answered with anything else")              \
     X(parked, "lookups that had to wait for their key at this owner")          \
     X(retries, "attempts after the first")                                     \
     X(fallbacks, "attempts on another transport than the one before")          \

@@ -54,6 +54,9 @@ struct kvf_client *kvf_event_listener(struct kvf_server *s,
                                       const struct kvf_id *publisher);
 void kvf_event_written(void *server, const struct kvf_window *w, bool write,
                        const void *data, size_t len);
+/* The same for a publication. */
+void kvf_event_unpublished(void *server, const struct kvf_gen *gen,
+                           enum kvf_retire reason);
 void kvf_event_peer(void *server, const struct kvf_worker *w, bool up,
                     const char *reason);
 void kvf_event_drain(struct kvf_server *s, uint64_t timeout_ms);

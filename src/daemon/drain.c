@@ -10,13 +10,15 @@
 
 static struct kvf_drain_left count_left(struct kvf_server *s)
 {
-    struct kvf_store_gauges g;
+    struct kvf_store_gauges g, b;
     struct kvf_peers_gauges x;
 
     kvf_store_gauges(s->store, &g);
+    kvf_store_gauges(kvf_blocks_store(s->blocks), &b);
     kvf_peers_gauges(s->peers, &x);
-    return (struct kvf_drain_left){
-        .claims = g.claims + x.rooms, .gets = s->n_pending, .keys = g.live};
+    return (struct kvf_drain_left){.claims = g.claims + b.claims + x.rooms,
+                                   .gets = s->n_pending,
+                                   .keys = g.live + b.live};
 }
 
 static void finish(struct kvf_server *s, const struct kvf_drain_left *cut)

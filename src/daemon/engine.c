@@ -37,6 +37,9 @@ static op_fn *const handlers[KVF_OP_COUNT] = {
     [KVF_OP_STATS] = kvf_op_stats,
     [KVF_OP_HEALTH] = kvf_op_health,
     [KVF_OP_DRAIN] = kvf_op_drain,
+    [KVF_OP_LAYOUT] = kvf_op_layout,
+    [KVF_OP_PUBLISH] = kvf_op_publish,
+    [KVF_OP_PULL] = kvf_op_pull,
 };
 
 void kvf_call_reply(struct kvf_call *call, enum kvf_status status,

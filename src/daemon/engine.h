@@ -62,6 +62,13 @@ uint64_t kvf_undo_list_add(struct kvf_server *s, const uint64_t *id,
 void kvf_undo_forget(struct kvf_server *s, uint64_t cookie);
 void kvf_undo_lists_free(struct kvf_server *s);
 
+/* A layout of the session; NULL with why. */
+struct kvf_layout *kvf_session_layout(const struct kvf_session *ss,
+                                      uint64_t number, struct kvf_why *why);
+
+void kvf_op_layout(struct kvf_call *call);
+void kvf_op_publish(struct kvf_call *call);
+void kvf_op_pull(struct kvf_call *call);
 void kvf_op_hello(struct kvf_call *call);
 void kvf_op_bye(struct kvf_call *call);
 void kvf_op_ping(struct kvf_call *call);

@@ -52,30 +52,56 @@ struct kvf_client *kvf_event_listener(struct kvf_server *s,
                          kvf_client_find(s, kvf_get_u64(publisher->b)));
 }
 
+/* The event, whose fields are in s->scratch already, goes to the publisher. */
+static void send_retired(struct kvf_server *s, const struct kvf_gen *gen)
+{
+    struct kvf_client *putter =
+        kvf_client_find(s, kvf_get_u64(gen->publisher.b));
+    struct kvf_client *c = find_listener(s, &gen->publisher, putter);
+
+    if (c != NULL)
+        kvf_client_event(c);
+    if (putter != NULL && putter->notify > 0)
+        putter->notify--;
+}
+
 void kvf_event_retired(void *server, const struct kvf_gen *gen,
                        enum kvf_retire reason)
 {
     struct kvf_server *s = server;
     struct kvf_mpw *w = &s->scratch;
-    struct kvf_client *putter, *c;
 
     if (!gen->notify)
         return;
-    putter = kvf_client_find(s, kvf_get_u64(gen->publisher.b));
-    c = find_listener(s, &gen->publisher, putter);
-    if (c != NULL) {
-        kvf_mpw_reset(w);
-        kvf_mpw_map(w, 5);
-        kvf_mpw_kv_str(w, "event", "retired");
-        kvf_mpw_str(w, "key");
-        kvf_mpw_strn(w, gen->key, gen->key_len);
-        kvf_mpw_kv_u64(w, "generation", gen->generation);
-        kvf_mpw_kv_str(w, "reason", kvf_retire_name(reason));
-        kvf_mpw_kv_u64(w, "readers_done", gen->readers_done);
-        kvf_client_event(c);
-    }
-    if (putter != NULL && putter->notify > 0)
-        putter->notify--;
+    kvf_mpw_reset(w);
+    kvf_mpw_map(w, 5);
+    kvf_mpw_kv_str(w, "event", "retired");
+    kvf_mpw_str(w, "key");
+    kvf_mpw_strn(w, gen->key, gen->key_len);
+    kvf_mpw_kv_u64(w, "generation", gen->generation);
+    kvf_mpw_kv_str(w, "reason", kvf_retire_name(reason));
+    kvf_mpw_kv_u64(w, "readers_done", gen->readers_done);
+    send_retired(s, gen);
+}
+
+void kvf_event_unpublished(void *server, const struct kvf_gen *gen,
+                           enum kvf_retire reason)
+{
+    const struct kvf_publication *p = gen->user;
+    struct kvf_server *s = server;
+    struct kvf_mpw *w = &s->scratch;
+
+    if (!gen->notify)
+        return;
+    kvf_mpw_reset(w);
+    kvf_mpw_map(w, 5);
+    kvf_mpw_kv_str(w, "event", "retired");
+    kvf_mpw_str(w, "request_id");
+    kvf_mpw_strn(w, gen->key, p->request_len);
+    kvf_mpw_kv_bin(w, "tag", p->tag.b, KVF_ID_LEN);
+    kvf_mpw_kv_str(w, "reason", kvf_retire_name(reason));
+    kvf_mpw_kv_u64(w, "consumers_done", gen->readers_done);
+    send_retired(s, gen);
 }
 
 void kvf_event_peer(void *server, const struct kvf_worker *worker, bool up,

@@ -15,12 +15,20 @@ void kvf_op_fail(struct kvf_call *call)
     const struct kvf_slice_str *reason = &call->req->u.fail.reason;
     struct kvf_why why;
 
-    if (kvf_store_fail(s->store, key->p, key->len,
-                       reason->p != NULL ? reason->p : "", reason->len,
-                       s->conf->put_ttl_ms, &why) < 0)
+    const char *text = reason->p != NULL ? reason->p : "";
+
+    if (kvf_store_fail(s->store, key->p, key->len, text, reason->len,
+                       s->conf->put_ttl_ms, &why) < 0) {
         kvf_call_why(call, &why);
-    else
-        kvf_call_ok(call);
+        return;
+    }
+    /* Blocks of the request that are published here, or waited for. */
+    if (call->req->u.fail.composed &&
+        call->req->u.fail.from == s->conf->self.stage)
+        (void)kvf_blocks_fail(s->blocks, &call->req->u.fail.request_id,
+                              s->conf->self.rank, text, reason->len,
+                              s->conf->put_ttl_ms);
+    kvf_call_ok(call);
 }
 
 void kvf_op_cleanup(struct kvf_call *call)
@@ -36,6 +44,9 @@ void kvf_op_cleanup(struct kvf_call *call)
     }
     count = kvf_store_cleanup(s->store, c->request_id.p, c->request_id.len,
                               c->has_from, c->from, c->to);
+    if (!c->has_from)
+        count += kvf_store_cleanup(kvf_blocks_store(s->blocks), c->request_id.p,
+                                   c->request_id.len, false, 0, 0);
     kvf_reply_begin(s, &call->to, KVF_OK, NULL);
     kvf_reply_u64(s, "count", count);
     (void)kvf_reply_send(s, &call->to, NULL, 0, 0);

@@ -171,7 +171,16 @@ static int build_memory(struct kvf_server *s, struct kvf_why *why)
         return -KVF_INTERNAL;
     s->store = kvf_store_create(s->sched, &s->stats, &sc, &ops, s,
                                 first_generation(), why);
-    return s->store != NULL ? 0 : -KVF_INTERNAL;
+    if (s->store == NULL)
+        return -KVF_INTERNAL;
+    return kvf_blocks_create(
+        &(struct kvf_blocks_env){.sched = s->sched,
+                                 .buffers = s->buffers,
+                                 .store = &sc,
+                                 .first_generation = first_generation(),
+                                 .on_retired = kvf_event_unpublished,
+                                 .arg = s},
+        &s->blocks, why);
 }
 
 /* ---- transports -----------------------------------------------------------
@@ -196,8 +205,21 @@ static void serve_unpin(void *arg, void *pin)
     kvf_guest_serve_ops.unpin(s->peers, pin);
 }
 
-static const struct kvf_serve_ops serve_ops = {.resolve = serve_resolve,
-                                               .unpin = serve_unpin};
+static int serve_runs(void *arg, void *session, uint64_t claim,
+                      const struct kvf_id *token, bool write,
+                      const struct kvf_range *ranges, unsigned n_ranges,
+                      uint64_t skip, struct iovec *iov, unsigned *n_iov,
+                      void **pin, struct kvf_why *why)
+{
+    struct kvf_server *s = arg;
+
+    return kvf_guest_serve_ops.resolve_runs(s->peers, session, claim, token,
+                                            write, ranges, n_ranges, skip, iov,
+                                            n_iov, pin, why);
+}
+
+static const struct kvf_serve_ops serve_ops = {
+    .resolve = serve_resolve, .unpin = serve_unpin, .resolve_runs = serve_runs};
 
 void kvf_server_tcp_conf(const struct kvf_server *s, struct kvf_tcp_conf *tc)
 {
@@ -264,6 +286,7 @@ static void fill_peers_env(struct kvf_server *s, struct kvf_peers_env *env)
         .incarnation = s->incarnation,
         .store = s->store,
         .buffers = s->buffers,
+        .blocks = s->blocks,
         .maps = s->maps,
         .own_map = s->own_map,
         .channel = {&kvf_zchannel_ops, s->channel},
@@ -347,6 +370,19 @@ static int build_moves(struct kvf_server *s, struct kvf_why *why)
     return kvf_moves_create(&env, &s->moves, why);
 }
 
+static int build_pulls(struct kvf_server *s, struct kvf_why *why)
+{
+    struct kvf_pulls_env env = {
+        .sched = s->sched,
+        .stats = &s->stats,
+        .rng = &s->rng,
+        .conf = s->conf,
+        .peers = s->peers,
+    };
+
+    return kvf_pulls_create(&env, &s->pulls, why);
+}
+
 static int build(struct kvf_server *s, struct kvf_why *why)
 {
     int rc = build_process(s, why);
@@ -363,6 +399,8 @@ static int build(struct kvf_server *s, struct kvf_why *why)
         rc = build_gets(s, why);
     if (rc == 0)
         rc = build_moves(s, why);
+    if (rc == 0)
+        rc = build_pulls(s, why);
     if (rc == 0)
         rc = kvf_place_bind_engine(s, why);
     if (rc == 0)
@@ -457,6 +495,7 @@ static void destroy_memory(struct kvf_server *s)
 {
     if (s->store != NULL)
         kvf_store_destroy(s->store);
+    kvf_blocks_destroy(s->blocks);
     if (s->buffers != NULL)
         kvf_buffers_destroy(s->buffers);
     if (s->own_map != NULL)
@@ -480,6 +519,7 @@ void kvf_server_destroy(struct kvf_server *s)
     kvf_moves_destroy(s->moves);
     if (s->gets != NULL)
         kvf_gets_destroy(s->gets);
+    kvf_pulls_destroy(s->pulls);
     if (s->tcp != NULL)
         kvf_tcp_unlisten(s->tcp);
     if (s->channel != NULL)

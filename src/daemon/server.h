@@ -13,6 +13,7 @@
 #include "peer/window.h"
 #include "request/gets.h"
 #include "request/moves.h"
+#include "request/pulls.h"
 #include "transport/rdma/rdma.h"
 #include "transport/tcp/tcp.h"
 
@@ -67,6 +68,7 @@ struct kvf_server {
     struct kvf_map_cache *maps;
     struct kvf_mapping *own_map; /* the pool, as gets of own keys read it */
     struct kvf_store *store;
+    struct kvf_blocks *blocks;
     struct kvf_resolver *resolver;
     struct kvf_procwatch *procs;
     struct kvf_transport *shm, *tcp; /* tcp: NULL when not configured */
@@ -76,6 +78,7 @@ struct kvf_server {
     struct kvf_peers *peers;
     struct kvf_gets *gets;
     struct kvf_moves *moves;
+    struct kvf_pulls *pulls;
     struct kvf_zsock *engine;
 
     /* engines */

@@ -102,6 +102,7 @@ int kvf_session_open(struct kvf_client *c, const char *name, size_t name_len,
     kvf_list_init(&ss->regions);
     kvf_list_init(&ss->views);
     kvf_list_init(&ss->windows);
+    kvf_list_init(&ss->layouts);
     kvf_list_init(&ss->clients);
     kvf_list_init(&ss->pending);
     kvf_list_init(&ss->ending_node);
@@ -165,6 +166,7 @@ static void give_back(struct kvf_session *ss)
     }
     while ((n = kvf_list_first(&ss->views)) != NULL)
         kvf_view_release(kvf_container_of(n, struct kvf_view, owner_node));
+    kvf_layouts_end(&ss->layouts);
     while ((n = kvf_list_first(&ss->regions)) != NULL)
         kvf_region_retire(kvf_container_of(n, struct kvf_region, owner_node));
 }

@@ -23,7 +23,7 @@ struct kvf_session {
     struct kvf_proc_watch *watch; /* with can_map */
     struct kvf_timer timer;       /* silence, without can_map */
     uint64_t last_ns;             /* last request of one of its clients */
-    struct kvf_list buffers, regions, views, windows;
+    struct kvf_list buffers, regions, views, windows, layouts;
     struct kvf_list clients;
     struct kvf_list pending; /* struct kvf_pending, of any client */
     struct kvf_list ending_node;

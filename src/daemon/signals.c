@@ -23,6 +23,7 @@ static void apply(struct kvf_server *s)
     struct kvf_why why;
 
     kvf_store_configure(s->store, &sc);
+    kvf_store_configure(kvf_blocks_store(s->blocks), &sc);
     kvf_server_tcp_conf(s, &tc);
     if (s->tcp != NULL)
         kvf_tcp_configure(s->tcp, &tc);

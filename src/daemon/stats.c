@@ -49,6 +49,24 @@
     X(draining, m.draining, "cancelled, not quiet yet")                        \
     X(idle_grants, m.idle_grants, "accesses to windows kept for the next")     \
     X(bytes, m.bytes, "bytes of those that run")
+#define BLOCK_GAUGES(X)                                                        \
+    X(layouts, kvf_layout_count(s->blocks), "layouts declared or in use")      \
+    X(published, c.live, "requests whose blocks are published")                \
+    X(draining, c.draining, "retired ones that claims still read")             \
+    X(tombstones, c.tombstones, "requests remembered as ended")                \
+    X(parked, c.parked, "pulls of others that wait here")                      \
+    X(claims, c.claims, "live claims on blocks")                               \
+    X(publishes, kvf_blocks_stats(s->blocks)->puts,                            \
+      "requests published since the start")                                    \
+    X(claims_done, kvf_blocks_stats(s->blocks)->claims_done,                   \
+      "claims on blocks that ended as read, since the start")                  \
+    X(claims_aborted, kvf_blocks_stats(s->blocks)->claims_aborted,             \
+      "claims on blocks that ended otherwise, since the start")                \
+    X(pulls, u.running, "pulls of our engines without an answer")              \
+    X(waiting, u.waiting, "of these, waiting for peers or publications")       \
+    X(moving, u.moving, "moving bytes")                                        \
+    X(pull_draining, u.draining, "given up, not quiet yet")                    \
+    X(pull_bytes, u.bytes, "planned bytes that are not in place")
 #define PEER_GAUGES(X)                                                         \
     X(peers, x.peers, "owners that are dialled")                               \
     X(peers_up, x.peers_up, "of these, up")                                    \
@@ -150,6 +168,8 @@ static void write_gauges(struct kvf_server *s)
     struct kvf_store_gauges p;
     struct kvf_gets_gauges g;
     struct kvf_moves_gauges m;
+    struct kvf_store_gauges c;
+    struct kvf_pulls_gauges u;
     struct kvf_mpw *w = kvf_reply_key(s, "pool");
 
     kvf_buffers_gauges(s->buffers, &k);
@@ -169,6 +189,11 @@ static void write_gauges(struct kvf_server *s)
     kvf_reply_key(s, "moves");
     kvf_mpw_map(w, 0 MOVE_GAUGES(COUNT_ONE));
     MOVE_GAUGES(WRITE_GAUGE)
+    kvf_store_gauges(kvf_blocks_store(s->blocks), &c);
+    kvf_pulls_gauges(s->pulls, &u);
+    kvf_reply_key(s, "blocks");
+    kvf_mpw_map(w, 0 BLOCK_GAUGES(COUNT_ONE));
+    BLOCK_GAUGES(WRITE_GAUGE)
     kvf_reply_key(s, "engines");
     kvf_mpw_map(w, 0 ENGINE_GAUGES(COUNT_ONE));
     ENGINE_GAUGES(WRITE_GAUGE)
@@ -329,6 +354,8 @@ void kvf_stats_write_markdown(FILE *out)
     GET_GAUGES(ROW3)
     table(out, "moves", "What its engines push, write and read.");
     MOVE_GAUGES(ROW3)
+    table(out, "blocks", "KV blocks: layouts, publications, pulls.");
+    BLOCK_GAUGES(ROW3)
     table(out, "engines", "The engine socket.");
     ENGINE_GAUGES(ROW3)
     table(out, "peers",

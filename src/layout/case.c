@@ -229,7 +229,7 @@ static int region_line(struct parser *x, struct kvf_side *s)
 
 static int view_line(struct parser *x, struct kvf_side *s)
 {
-    struct kvf_view v = {.given = true};
+    struct kvf_part_view v = {.given = true};
     int64_t stage, l;
     int part;
 

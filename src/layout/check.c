@@ -209,7 +209,7 @@ static int check_parts(const struct pair *x, unsigned i, unsigned l)
 
     for (unsigned c = 0; c < y->n_comps; c++) {
         enum kvf_part part = kvf_comp_part(s, y, c);
-        const struct kvf_view *v = &y->views[part];
+        const struct kvf_part_view *v = &y->views[part];
 
         if (!v->given)
             return kvf_refuse(x->no, KVF_E_GEOMETRY,
@@ -306,7 +306,7 @@ static int check_blocks(const struct pair *x)
 
 /* Where the last kernel block or slot of a view ends; false: not in 63 bits. */
 static bool extent(const struct kvf_side *s, const struct kvf_layer *y,
-                   const struct kvf_view *v, int64_t *end)
+                   const struct kvf_part_view *v, int64_t *end)
 {
     int64_t n = s->nblocks, at;
 
@@ -326,8 +326,8 @@ static int check_view(const struct pair *x, unsigned i,
                       enum kvf_refuse kind)
 {
     const struct kvf_side *s = x->s[i];
-    const struct kvf_view *v = &y->views[part];
-    const struct kvf_region *r;
+    const struct kvf_part_view *v = &y->views[part];
+    const struct kvf_extent *r;
     int64_t end = 0, need;
 
     if (kind == KVF_E_STRIDE)

@@ -72,7 +72,7 @@ static size_t place_of(const struct kvf_side *s, int64_t stage, int64_t index)
 
     while (lo < hi) {
         size_t mid = lo + (hi - lo) / 2;
-        const struct kvf_region *r = &s->regions[mid];
+        const struct kvf_extent *r = &s->regions[mid];
 
         if (r->stage < stage || (r->stage == stage && r->index < index))
             lo = mid + 1;
@@ -82,7 +82,7 @@ static size_t place_of(const struct kvf_side *s, int64_t stage, int64_t index)
     return lo;
 }
 
-const struct kvf_region *kvf_side_region(const struct kvf_side *s,
+const struct kvf_extent *kvf_side_region(const struct kvf_side *s,
                                          int64_t stage, int64_t index)
 {
     size_t i = place_of(s, stage, index);
@@ -102,7 +102,7 @@ int kvf_side_add_region(struct kvf_side *s, int64_t stage, int64_t index,
         return -KVF_EXISTS;
     if (s->n_regions == s->cap_regions) {
         size_t cap = s->cap_regions == 0 ? 64 : s->cap_regions * 2;
-        struct kvf_region *more = realloc(s->regions, cap * sizeof *more);
+        struct kvf_extent *more = realloc(s->regions, cap * sizeof *more);
 
         if (more == NULL)
             return -KVF_NO_SPACE;
@@ -112,7 +112,7 @@ int kvf_side_add_region(struct kvf_side *s, int64_t stage, int64_t index,
     at = place_of(s, stage, index);
     memmove(s->regions + at + 1, s->regions + at,
             (s->n_regions - at) * sizeof *s->regions);
-    s->regions[at] = (struct kvf_region){stage, index, length};
+    s->regions[at] = (struct kvf_extent){stage, index, length};
     s->n_regions++;
     return 0;
 }
@@ -149,7 +149,7 @@ bool kvf_part_bytes(const struct kvf_side *s, const struct kvf_layer *l,
 }
 
 void kvf_comp_place(const struct kvf_side *s, const struct kvf_layer *l,
-                    unsigned c, struct kvf_place *out)
+                    unsigned c, struct kvf_affine *out)
 {
     enum kvf_part part = kvf_comp_part(s, l, c);
     int64_t own = kvf_own_count(l->comps[c].units, s->tp);
@@ -157,7 +157,7 @@ void kvf_comp_place(const struct kvf_side *s, const struct kvf_layer *l,
     bool packed = part == KVF_PART_KV && s->kv == KVF_PACKED;
     int64_t slot = l->comps[c].bytes;
 
-    *out = (struct kvf_place){0};
+    *out = (struct kvf_affine){0};
     for (unsigned b = 0; b < l->n_comps; b++) {
         if (b == c || kvf_comp_part(s, l, b) != part)
             continue;

@@ -82,7 +82,7 @@ struct kvf_comp {
     int64_t units, bytes; /* a unit has `bytes` per token (SSM: per slot) */
 };
 
-struct kvf_view {
+struct kvf_part_view {
     bool given;
     int64_t region, off0, stride, page; /* bytes, but the region's index */
 };
@@ -93,7 +93,7 @@ struct kvf_layer {
     int kind; /* enum kvf_layer_kind or -1 */
     unsigned n_comps;
     struct kvf_comp *comps;
-    struct kvf_view views[KVF_PARTS];
+    struct kvf_part_view views[KVF_PARTS];
 };
 
 struct kvf_group {
@@ -102,7 +102,7 @@ struct kvf_group {
     int64_t window; /* tokens; used by KVF_SWA */
 };
 
-struct kvf_region {
+struct kvf_extent {
     int64_t stage, index, length; /* bytes */
 };
 
@@ -114,7 +114,7 @@ struct kvf_side {
     unsigned n_groups;
     struct kvf_layer *layers;
     unsigned n_layers;
-    struct kvf_region *regions; /* sorted by (stage, index) before any check */
+    struct kvf_extent *regions; /* sorted by (stage, index) before any check */
     size_t n_regions, cap_regions;
 };
 
@@ -127,7 +127,7 @@ void kvf_side_free(struct kvf_side *s);
 int kvf_side_add_region(struct kvf_side *s, int64_t stage, int64_t index,
                         int64_t length);
 /* NULL when there is none. */
-const struct kvf_region *kvf_side_region(const struct kvf_side *s,
+const struct kvf_extent *kvf_side_region(const struct kvf_side *s,
                                          int64_t stage, int64_t index);
 
 /* Bytes of one kernel block (SSM: one slot) of a part on any rank; false when
@@ -141,11 +141,11 @@ enum kvf_part kvf_comp_part(const struct kvf_side *s, const struct kvf_layer *l,
 /* Component c inside its view, on any rank: unit h (of the own ones) and token
  * n of a kernel block lie at base + h * unit_step + n * token_step. An affine
  * map is all that a page order or K/V arrangement is to the planner. */
-struct kvf_place {
+struct kvf_affine {
     int64_t base, unit_step, token_step;
 };
 void kvf_comp_place(const struct kvf_side *s, const struct kvf_layer *l,
-                    unsigned c, struct kvf_place *out);
+                    unsigned c, struct kvf_affine *out);
 
 /* The last part of kvf_pair_check: are D's views apart? 0 or E_REGION. */
 int kvf_views_check(const struct kvf_side *d, struct kvf_refusal *no);

@@ -89,7 +89,7 @@ static size_t gather(const struct kvf_side *d, struct strip *v)
 
         for (unsigned c = 0; c < y->n_comps; c++) {
             enum kvf_part part = kvf_comp_part(d, y, c);
-            const struct kvf_view *w = &y->views[part];
+            const struct kvf_part_view *w = &y->views[part];
 
             if (c > 0 && kvf_comp_part(d, y, c - 1) == part)
                 continue;

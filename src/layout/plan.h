@@ -56,6 +56,8 @@ int kvf_template_make(const struct kvf_side *p, const struct kvf_side *d,
                       int64_t d_rank, struct kvf_template **out,
                       struct kvf_refusal *no);
 void kvf_template_free(struct kvf_template *t);
+/* Leaves only what is read from that P rank. */
+void kvf_template_keep(struct kvf_template *t, int64_t p_rank);
 /* How many D ranks tell this P rank. */
 int64_t kvf_consumers(const struct kvf_side *p, const struct kvf_side *d,
                       int64_t p_rank);
@@ -80,6 +82,10 @@ struct kvf_request {
 /* Tokens wanted by a group: [lo, hi), empty when lo >= hi. */
 struct kvf_span kvf_want(const struct kvf_side *d, unsigned group,
                          const struct kvf_request *r);
+/* What can be said of one side's ids alone: E_OVERFLOW, E_BLOCK_RANGE,
+ * E_BLOCK_DUP. which: 0 P, 1 D. ids: by group. */
+int kvf_ids_legal(const struct kvf_side *s, int which,
+                  const struct kvf_ids *ids, struct kvf_refusal *no);
 /* 0, or E_BLOCK_RANGE and what follows it, or E_OVERFLOW. Linear in ids. */
 int kvf_request_check(const struct kvf_side *p, const struct kvf_side *d,
                       const struct kvf_request *r, struct kvf_refusal *no);

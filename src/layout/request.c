@@ -125,6 +125,18 @@ static int check_dup(const struct kvf_side *const side[2],
     return rc;
 }
 
+int kvf_ids_legal(const struct kvf_side *s, int which,
+                  const struct kvf_ids *ids, struct kvf_refusal *no)
+{
+    const struct kvf_side nobody = {0};
+    const struct kvf_side *const side[2] = {which == 0 ? s : &nobody,
+                                            which == 0 ? &nobody : s};
+    const struct kvf_request r = {.ids = {ids, ids}};
+    int rc = check_numbers(side, &r, no);
+
+    return rc < 0 ? rc : check_dup(side, &r, no);
+}
+
 /* Do the ids of a side reach over the wanted tokens? */
 static bool covers(const struct kvf_side *s, const struct kvf_ids *x,
                    struct kvf_span want)

@@ -127,7 +127,7 @@ static void cut_comp(struct kvf_template *t, unsigned l, unsigned c)
     int64_t r = t->d_rank % d->tp, units = y[1]->comps[c].units, from;
     struct kvf_span win = kvf_window(p->tp, d->tp, r);
     struct kvf_span own = kvf_own(units, d->tp, r), get = {own.lo, own.lo};
-    struct kvf_place at[2];
+    struct kvf_affine at[2];
 
     kvf_comp_place(p, y[0], c, &at[0]);
     kvf_comp_place(d, y[1], c, &at[1]);
@@ -143,7 +143,7 @@ static void cut_comp(struct kvf_template *t, unsigned l, unsigned c)
                               .bytes = y[1]->comps[c].bytes,
                               .units = get.hi - get.lo};
         for (int s = 0; s < 2; s++) {
-            const struct kvf_view *v =
+            const struct kvf_part_view *v =
                 &y[s]->views[kvf_comp_part(t->side[s], y[s], c)];
 
             x->region[s] = v->region;
@@ -191,10 +191,38 @@ int64_t kvf_consumers(const struct kvf_side *p, const struct kvf_side *d,
     return n;
 }
 
+static void index_groups(struct kvf_template *t)
+{
+    size_t at = 0;
+
+    for (unsigned g = 0; g < t->side[1]->n_groups; g++) {
+        t->of_group[g].lo = (int64_t)at;
+        while (at < t->n_pieces && t->pieces[at].group == g)
+            at++;
+        t->of_group[g].hi = (int64_t)at;
+    }
+}
+
+void kvf_template_keep(struct kvf_template *t, int64_t p_rank)
+{
+    size_t n = 0;
+
+    for (size_t i = 0; i < t->n_raw; i++)
+        if (t->raw[i].p_rank == p_rank)
+            t->raw[n++] = t->raw[i];
+    t->n_raw = n;
+    n = 0;
+    for (size_t i = 0; i < t->n_pieces; i++)
+        if (t->pieces[i].p_rank == p_rank)
+            t->pieces[n++] = t->pieces[i];
+    t->n_pieces = n;
+    index_groups(t);
+}
+
 static int fill_in(struct kvf_template *t)
 {
     const struct kvf_side *d = t->side[1];
-    size_t n = 0, at = 0;
+    size_t n = 0;
 
     for (unsigned l = 0; l < d->n_layers; l++)
         if (d->layers[l].stage == t->d_rank / d->tp)
@@ -209,12 +237,7 @@ static int fill_in(struct kvf_template *t)
     if (t->pieces == NULL)
         return -1;
     t->n_pieces = kvf_fold(t->raw, n, 0, t->cell, t->pieces);
-    for (unsigned g = 0; g < d->n_groups; g++) {
-        t->of_group[g].lo = (int64_t)at;
-        while (at < t->n_pieces && t->pieces[at].group == g)
-            at++;
-        t->of_group[g].hi = (int64_t)at;
-    }
+    index_groups(t);
     tell_whom(t);
     return 0;
 }

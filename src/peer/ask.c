@@ -18,9 +18,9 @@ void kvf_peer_ask_over(struct kvf_ask *a)
     HASH_DEL(a->peer->asks, a);
 }
 
-/* Sends the question in m; its id has been filled in from ps->next_ask. */
-static int ask(struct kvf_peer *p, struct kvf_ask *a, struct kvf_peer_msg *m,
-               struct kvf_why *why)
+/* m: a lookup with the id that is next. */
+int kvf_ask_send(struct kvf_peer *p, struct kvf_ask *a, struct kvf_peer_msg *m,
+                 struct kvf_why *why)
 {
     struct kvf_peers *ps = p->ps;
     int ret;
@@ -49,7 +49,7 @@ int kvf_peer_ask(struct kvf_peer *p, struct kvf_ask *a,
     kvf_peers_head(p->ps, &m, KVF_PEER_ASK, &p->incarnation);
     m.u.ask = *body;
     m.u.ask.ask = p->ps->next_ask;
-    return ask(p, a, &m, why);
+    return kvf_ask_send(p, a, &m, why);
 }
 
 int kvf_peer_ask_window(struct kvf_peer *p, struct kvf_ask *a,
@@ -61,7 +61,7 @@ int kvf_peer_ask_window(struct kvf_peer *p, struct kvf_ask *a,
     kvf_peers_head(p->ps, &m, KVF_PEER_WINDOW_ASK, &p->incarnation);
     m.u.window_ask = *body;
     m.u.window_ask.ask = p->ps->next_ask;
-    return ask(p, a, &m, why);
+    return kvf_ask_send(p, a, &m, why);
 }
 
 int kvf_peer_ask_room(struct kvf_peer *p, struct kvf_ask *a,
@@ -72,7 +72,7 @@ int kvf_peer_ask_room(struct kvf_peer *p, struct kvf_ask *a,
     kvf_peers_head(p->ps, &m, KVF_PEER_ROOM_ASK, &p->incarnation);
     m.u.room_ask = *body;
     m.u.room_ask.ask = p->ps->next_ask;
-    return ask(p, a, &m, why);
+    return kvf_ask_send(p, a, &m, why);
 }
 
 int kvf_peer_commit(struct kvf_peer *p, struct kvf_ask *a,
@@ -83,7 +83,7 @@ int kvf_peer_commit(struct kvf_peer *p, struct kvf_ask *a,
     kvf_peers_head(p->ps, &m, KVF_PEER_COMMIT, &p->incarnation);
     m.u.commit = *body;
     m.u.commit.ask = p->ps->next_ask;
-    return ask(p, a, &m, why);
+    return kvf_ask_send(p, a, &m, why);
 }
 
 int kvf_peer_notify(struct kvf_peer *p, struct kvf_ask *a,
@@ -94,7 +94,7 @@ int kvf_peer_notify(struct kvf_peer *p, struct kvf_ask *a,
     kvf_peers_head(p->ps, &m, KVF_PEER_NOTIFY, &p->incarnation);
     m.u.notify = *body;
     m.u.notify.ask = p->ps->next_ask;
-    return ask(p, a, &m, why);
+    return kvf_ask_send(p, a, &m, why);
 }
 
 void kvf_peer_unask(struct kvf_ask *a)

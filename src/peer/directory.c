@@ -40,6 +40,13 @@ int kvf_directory_find(const struct kvf_peers *ps, const struct kvf_worker *w,
                        char *host, size_t cap, uint16_t *port,
                        struct kvf_why *why)
 {
+    return kvf_directory_near(ps, w, ps->env.host, host, cap, port, why);
+}
+
+int kvf_directory_near(const struct kvf_peers *ps, const struct kvf_worker *w,
+                       const char *near, char *host, size_t cap, uint16_t *port,
+                       struct kvf_why *why)
+{
     const struct kvf_place *pl = find_place(ps, w);
     uint16_t ruled;
 
@@ -65,7 +72,7 @@ int kvf_directory_find(const struct kvf_peers *ps, const struct kvf_worker *w,
                         "worker " KVF_WORKER_FMT
                         " is outside the port rule: add [peer %u.%u]",
                         KVF_WORKER_ARG(w), w->stage, w->rank);
-    snprintf(host, cap, "%s", ps->env.host);
+    snprintf(host, cap, "%s", near);
     *port = ruled;
     return 0;
 }

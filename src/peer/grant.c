@@ -16,6 +16,10 @@ static void grant_free(struct kvf_grant *g)
     for (unsigned i = 0; i < g->n_keys; i++)
         free(g->keys[i]);
     free(g->keys);
+    if (g->far != NULL)
+        kvf_far_release(g->far);
+    free(g->ids);
+    free(g->ids_arena);
     free(g->remote.segs);
     free(g->paths);
     free(g->meta);
@@ -55,6 +59,32 @@ static void end_claim(struct kvf_peer *p, uint64_t claim,
     }
     if (p->state == KVF_PEER_UP)
         send_end(p, e);
+}
+
+void kvf_peer_refuse_claim(struct kvf_peer *p, uint64_t claim,
+                           const struct kvf_id *token)
+{
+    end_claim(p, claim, token, false);
+}
+
+bool kvf_grant_enter(struct kvf_grant *g, struct kvf_peer *p, uint64_t claim)
+{
+    struct kvf_grant_private *gp = calloc(1, sizeof *gp);
+
+    if (gp == NULL)
+        return false;
+    gp->g = g;
+    gp->peer = p;
+    gp->claim = claim;
+    HASH_ADD(hh, p->grants, claim, sizeof gp->claim, gp);
+    g->priv = gp;
+    g->peer = p;
+    return true;
+}
+
+void kvf_grant_drop(struct kvf_grant *g)
+{
+    grant_free(g);
 }
 
 void kvf_peer_send_ends(struct kvf_peer *p, uint64_t not_before_ns)

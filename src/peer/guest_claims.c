@@ -72,7 +72,7 @@ static void engine_release(struct kvf_engine_watch *e)
 /* ---- ending claims
  * ------------------------------------------------------------ */
 
-static void claim_end(struct kvf_claim *c, bool done)
+void kvf_guest_claim_end(struct kvf_claim *c, bool done)
 {
     struct kvf_engine_watch *e = c->holder_data;
 
@@ -93,7 +93,7 @@ void kvf_guest_abort_claims(struct kvf_guest *g, bool shm_too)
             kvf_container_of(n, struct kvf_claim, holder_node);
 
         if ((!c->shm || shm_too) && !(c->rdma && g->rdma_stuck))
-            claim_end(c, false);
+            kvf_guest_claim_end(c, false);
     }
 }
 
@@ -107,7 +107,7 @@ void kvf_guest_reap(struct kvf_guest *g)
         const struct kvf_engine_watch *e = c->holder_data;
 
         if (e == NULL || e->gone || e->unmapped)
-            claim_end(c, e != NULL && e->unmapped);
+            kvf_guest_claim_end(c, e != NULL && e->unmapped);
     }
     kvf_guest_end_accesses(g, true); /* only its daemon has mapped those */
 }
@@ -169,7 +169,7 @@ unsigned kvf_guest_reconcile(struct kvf_guest *g, const uint64_t *live,
 
         if (bsearch(&c->id, sorted, n_live, sizeof *sorted, compare_u64) ==
             NULL)
-            claim_end(c, false);
+            kvf_guest_claim_end(c, false);
     }
     kvf_list_for_each_safe (n, &g->accesses) {
         struct kvf_access *a =
@@ -209,7 +209,7 @@ void kvf_guest_on_end(struct kvf_guest *g, uint64_t claim,
     if ((claim & KVF_ACCESS_BIT) != 0)
         a = kvf_access_find(ps, claim);
     else
-        c = kvf_claim_find(ps->env.store, claim);
+        c = kvf_peers_claim(ps, claim);
     if (a != NULL && a->guest == g &&
         kvf_secret_equal(&a->token, token, sizeof *token)) {
         kvf_access_end(a);
@@ -218,10 +218,13 @@ void kvf_guest_on_end(struct kvf_guest *g, uint64_t claim,
         ps->env.stats->peer_malformed++;
     } else if (c != NULL && c->holder == g &&
                kvf_secret_equal(&c->token, token, sizeof *token)) {
-        claim_end(c, done);
+        kvf_guest_claim_end(c, done);
         first = true;
     } else if (c == NULL && done)
-        kvf_store_late_done(ps->env.store, claim);
+        kvf_store_late_done(claim < KVF_BLOCK_CLAIMS
+                                ? ps->env.store
+                                : kvf_blocks_store(ps->env.blocks),
+                            claim);
     else if (c != NULL)
         ps->env.stats->peer_malformed++; /* somebody else's claim */
     g->ended[g->n_ended++] = claim;
@@ -238,8 +241,8 @@ void kvf_guest_on_end(struct kvf_guest *g, uint64_t claim,
 /* ---- granting
  * ------------------------------------------------------------------- */
 
-static void deny(struct kvf_guest *g, uint64_t ask, enum kvf_status status,
-                 const char *text)
+void kvf_guest_say_no(struct kvf_guest *g, uint64_t ask, enum kvf_status status,
+                      const char *text)
 {
     struct kvf_peer_msg m;
 
@@ -322,10 +325,11 @@ static bool choose_way(struct kvf_guest *g, const struct kvf_guest_ask *a,
     }
     c->rdma = !c->eager && !c->shm && g->rdma && g->ps->env.rdma != NULL;
     if (a->mode == KVF_MODE_VIEW && !c->shm) {
-        claim_end(c, false);
-        deny(g, a->id, KVF_UNSUPPORTED,
-             "a view needs shared memory, and the owner cannot see the "
-             "processes that would map it; use mode copy");
+        kvf_guest_claim_end(c, false);
+        kvf_guest_say_no(
+            g, a->id, KVF_UNSUPPORTED,
+            "a view needs shared memory, and the owner cannot see the "
+            "processes that would map it; use mode copy");
         return false;
     }
     return true;
@@ -365,8 +369,8 @@ static void grant(struct kvf_guest *g, const struct kvf_guest_ask *a,
     c->rdma = m.u.grant.rdma;
     m.u.grant.shm = c->shm;
     if (c->eager && payload == NULL) {
-        claim_end(c, false);
-        deny(g, a->id, KVF_NO_SPACE, "out of memory at the owner");
+        kvf_guest_claim_end(c, false);
+        kvf_guest_say_no(g, a->id, KVF_NO_SPACE, "out of memory at the owner");
     } else {
         kvf_guest_answer(g, &m, payload, payload != NULL ? gen->size : 0);
     }
@@ -379,10 +383,55 @@ static void grant(struct kvf_guest *g, const struct kvf_guest_ask *a,
 /* ---- asking
  * --------------------------------------------------------------------- */
 
-static void ask_free(struct kvf_guest_ask *a)
+void kvf_guest_ask_free(struct kvf_guest_ask *a)
 {
     HASH_DEL(a->guest->asks, a);
+    if (a->far != NULL)
+        kvf_far_release(a->far);
     free(a);
+}
+
+struct kvf_guest_ask *kvf_guest_ask_new(struct kvf_guest *g, uint64_t id)
+{
+    struct kvf_guest_ask *a;
+
+    HASH_FIND(hh, g->asks, &id, sizeof id, a);
+    if (a != NULL) {
+        g->ps->env.stats->peer_malformed++; /* this id is in use */
+        return NULL;
+    }
+    a = calloc(1, sizeof *a);
+    if (a == NULL) {
+        kvf_guest_say_no(g, id, KVF_BUSY, "out of memory at the owner");
+        return NULL;
+    }
+    a->guest = g;
+    a->id = id;
+    kvf_list_init(&a->waiter.node);
+    kvf_list_init(&a->waiter.asker_node);
+    kvf_list_init(&a->layout_wait.node);
+    HASH_ADD(hh, g->asks, id, sizeof a->id, a);
+    return a;
+}
+
+/* Nobody waits for it any more. */
+static void ask_take_back(struct kvf_guest_ask *a)
+{
+    const struct kvf_peers_env *env = &a->guest->ps->env;
+
+    kvf_list_unlink(&a->layout_wait.node);
+    if (!a->layout)
+        kvf_store_unask(a->blocks ? kvf_blocks_store(env->blocks) : env->store,
+                        &a->waiter);
+    kvf_guest_ask_free(a);
+}
+
+struct kvf_claim *kvf_peers_claim(const struct kvf_peers *ps, uint64_t id)
+{
+    return kvf_claim_find(id < KVF_BLOCK_CLAIMS
+                              ? ps->env.store
+                              : kvf_blocks_store(ps->env.blocks),
+                          id);
 }
 
 static void on_answer(struct kvf_waiter *w, struct kvf_claim *claim,
@@ -393,8 +442,8 @@ static void on_answer(struct kvf_waiter *w, struct kvf_claim *claim,
     if (claim != NULL)
         grant(a->guest, a, claim);
     else
-        deny(a->guest, a->id, status, text);
-    ask_free(a);
+        kvf_guest_say_no(a->guest, a->id, status, text);
+    kvf_guest_ask_free(a);
 }
 
 void kvf_guest_on_ask(struct kvf_guest *g, const struct kvf_peer_ask *ask)
@@ -405,36 +454,24 @@ void kvf_guest_on_ask(struct kvf_guest *g, const struct kvf_peer_ask *ask)
     struct kvf_why why;
     int ret;
 
-    HASH_FIND(hh, g->asks, &ask->ask, sizeof ask->ask, a);
-    if (a != NULL) {
-        ps->env.stats->peer_malformed++; /* this id is in use */
-        return;
-    }
     if (ask->has_incarnation &&
         !kvf_id_equal(&ask->incarnation, &ps->env.incarnation)) {
-        deny(g, ask->ask, KVF_STALE,
-             "the metadata is of an earlier start of this owner: what it had "
-             "is gone");
+        kvf_guest_say_no(g, ask->ask, KVF_STALE,
+                         "the metadata is of an earlier start of this owner: "
+                         "what it had is gone");
         return;
     }
-    a = calloc(1, sizeof *a);
-    if (a == NULL) {
-        deny(g, ask->ask, KVF_BUSY, "out of memory at the owner");
+    a = kvf_guest_ask_new(g, ask->ask);
+    if (a == NULL)
         return;
-    }
-    a->guest = g;
-    a->id = ask->ask;
     a->mode = ask->mode;
     a->eager_max = ask->eager_max;
     a->want_shm = ask->want_shm;
     a->view_pid = ask->view_pid;
     a->view_start = ask->view_start;
-    kvf_list_init(&a->waiter.node);
-    kvf_list_init(&a->waiter.asker_node);
     a->waiter.has_generation = ask->has_generation;
     a->waiter.generation = ask->generation;
     a->waiter.answer = on_answer;
-    HASH_ADD(hh, g->asks, id, sizeof a->id, a);
     ret = kvf_store_ask(ps->env.store, ask->key.p, ask->key.len, &a->waiter,
                         ask->wait, &claim, &why);
     if (ret == KVF_STORE_PARKED)
@@ -442,8 +479,8 @@ void kvf_guest_on_ask(struct kvf_guest *g, const struct kvf_peer_ask *ask)
     if (ret == 0)
         grant(g, a, claim);
     else
-        deny(g, a->id, why.status, why.text);
-    ask_free(a);
+        kvf_guest_say_no(g, a->id, why.status, why.text);
+    kvf_guest_ask_free(a);
 }
 
 void kvf_guest_on_unask(struct kvf_guest *g, uint64_t id)
@@ -455,8 +492,7 @@ void kvf_guest_on_unask(struct kvf_guest *g, uint64_t id)
         return;
     if (a == NULL)
         return; /* answered meanwhile: the getter aborts the grant */
-    kvf_store_unask(g->ps->env.store, &a->waiter);
-    ask_free(a);
+    ask_take_back(a);
 }
 
 void kvf_guest_drop_asks(struct kvf_guest *g)
@@ -464,54 +500,7 @@ void kvf_guest_drop_asks(struct kvf_guest *g)
     struct kvf_guest_ask *a, *next;
 
     HASH_ITER (hh, g->asks, a, next) {
-        kvf_store_unask(g->ps->env.store, &a->waiter);
-        ask_free(a);
+        ask_take_back(a);
     }
     kvf_guest_drop_rooms(g);
 }
-
-/* ---- serving the bulk transport
- * ----------------------------------------------------- */
-
-static int serve_resolve(void *arg, void *session, uint64_t claim,
-                         const struct kvf_id *token, bool write,
-                         uint64_t offset, uint64_t length, struct iovec *iov,
-                         unsigned *n_iov, void **pin, struct kvf_why *why)
-{
-    struct kvf_peers *ps = arg;
-    struct kvf_claim *c;
-    int ret;
-
-    if ((claim & KVF_ACCESS_BIT) != 0)
-        return kvf_access_resolve(ps, session, claim, token, write, offset,
-                                  length, iov, n_iov, pin, why);
-    c = kvf_claim_find(ps->env.store, claim);
-    if (c == NULL)
-        return kvf_fail(why, KVF_STALE, "the claim is not live any more");
-    if (c->holder != session ||
-        !kvf_secret_equal(&c->token, token, sizeof *token))
-        return kvf_fail(why, KVF_DENIED, "not your claim");
-    if (write)
-        return kvf_fail(why, KVF_DENIED, "the claim is for reading");
-    ret = kvf_claim_iov(c, offset, length, iov, n_iov, why);
-    if (ret < 0)
-        return ret;
-    kvf_claim_io_begin(c);
-    *pin = c;
-    return 0;
-}
-
-static void serve_unpin(void *arg, void *pin)
-{
-    uint64_t id;
-
-    (void)arg;
-    memcpy(&id, pin, sizeof id); /* both kinds begin with it */
-    if ((id & KVF_ACCESS_BIT) != 0)
-        kvf_access_unpin(pin);
-    else
-        kvf_claim_io_end(pin);
-}
-
-const struct kvf_serve_ops kvf_guest_serve_ops = {.resolve = serve_resolve,
-                                                  .unpin = serve_unpin};

@@ -207,6 +207,8 @@ static void go_down(struct kvf_peer *p, enum kvf_peer_state next)
     p->renewing = false;
     p->down_since_ns = ps->env.sched->now_ns;
     hang_up(p, 0);
+    kvf_told_clear(&p->told);
+    kvf_far_drop_all(&p->fars);
     if (was_up) {
         ps->env.stats->peer_down++;
         kvf_log(KVF_LOG_WARN, "KVF PEER", "%s down addr=%s: %s", p->name,
@@ -448,6 +450,22 @@ static void dispatch(struct kvf_peer *p, struct kvf_peer_msg *m)
         kvf_peer_rdma_message(p, m);
         break;
     case KVF_PEER_RDMA_CONNECT:
+    case KVF_PEER_LAYOUT:
+        kvf_peer_on_layout(p, m);
+        break;
+    case KVF_PEER_LAYOUT_GONE:
+        kvf_far_drop(&p->fars, m->u.layout_gone.number);
+        break;
+    case KVF_PEER_LAYOUT_IS:
+        kvf_peer_on_layout_is(p, m);
+        break;
+    case KVF_PEER_BLOCKS_GRANT:
+        kvf_peer_on_blocks(p, m);
+        break;
+    case KVF_PEER_VERDICT:
+    case KVF_PEER_LAYOUT_ASK:
+    case KVF_PEER_BLOCKS_ASK:
+    case KVF_PEER_TOGETHER:
     case KVF_PEER_HELLO:
     case KVF_PEER_PING:
     case KVF_PEER_ASK:
@@ -573,6 +591,8 @@ void kvf_peer_begin(struct kvf_peer *p)
 void kvf_peer_end(struct kvf_peer *p)
 {
     hang_up(p, 100);
+    kvf_told_clear(&p->told);
+    kvf_far_drop_all(&p->fars);
     close_tcp(p);
     kvf_peer_rdma_stop(p);
     close_shm(p);

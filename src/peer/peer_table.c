@@ -132,6 +132,11 @@ const struct kvf_worker *kvf_peer_worker(const struct kvf_peer *p)
     return p->known ? &p->worker : NULL;
 }
 
+const struct kvf_id *kvf_peer_incarnation(const struct kvf_peer *p)
+{
+    return p->known ? &p->incarnation : NULL;
+}
+
 const char *kvf_peer_name(const struct kvf_peer *p)
 {
     return p->name;

@@ -28,6 +28,8 @@ int kvf_peers_create(const struct kvf_peers_env *env, struct kvf_peers **out,
             return ret;
         }
     }
+    if (env->blocks != NULL)
+        kvf_blocks_on_end(env->blocks, kvf_peers_layout_end, ps);
     *out = ps;
     return 0;
 }
@@ -42,6 +44,8 @@ void kvf_peers_destroy(struct kvf_peers *ps)
         return;
     ps->closing = true;
     kvf_windows_destroy(ps);
+    if (ps->env.blocks != NULL)
+        kvf_blocks_on_end(ps->env.blocks, NULL, NULL);
     HASH_ITER (hh, ps->guests, g, g_next)
         kvf_guest_free(g, "shutting down");
     HASH_ITER (hh, ps->peers, p, p_next)
@@ -161,6 +165,22 @@ static void on_session_message(struct kvf_guest *g, struct kvf_peer_msg *m)
     case KVF_PEER_NOTIFY:
         kvf_guest_on_notify(g, &m->u.notify);
         break;
+    case KVF_PEER_LAYOUT:
+        kvf_guest_on_layout(g, m);
+        break;
+    case KVF_PEER_LAYOUT_GONE:
+        kvf_far_drop(&g->fars, m->u.layout_gone.number);
+        break;
+    case KVF_PEER_LAYOUT_ASK:
+        kvf_guest_on_layout_ask(g, &m->u.layout_ask);
+        break;
+    case KVF_PEER_BLOCKS_ASK:
+        kvf_guest_on_blocks_ask(g, &m->u.blocks_ask);
+        break;
+    case KVF_PEER_TOGETHER:
+    case KVF_PEER_LAYOUT_IS:
+    case KVF_PEER_BLOCKS_GRANT:
+    case KVF_PEER_VERDICT:
     case KVF_PEER_HELLO:
     case KVF_PEER_WELCOME:
     case KVF_PEER_REFUSE:

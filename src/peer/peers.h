@@ -13,6 +13,7 @@
 #include "base/stats.h"
 #include "base/worker.h"
 #include "conf/conf.h"
+#include "peer/blocks.h"
 #include "peer/channel.h"
 #include "peer/edge.h"
 #include "store/store.h"
@@ -48,6 +49,7 @@ struct kvf_peers_env {
     struct kvf_id incarnation;
     struct kvf_store *store;
     struct kvf_buffers *buffers; /* rooms for pushes */
+    struct kvf_blocks *blocks;   /* layouts and publications */
     struct kvf_map_cache *maps;
     struct kvf_mapping *own_map; /* the own pool, as any other mapping */
     struct kvf_channel channel;
@@ -118,6 +120,10 @@ int kvf_directory_set(struct kvf_peers *ps, const struct kvf_worker *w,
 int kvf_directory_find(const struct kvf_peers *ps, const struct kvf_worker *w,
                        char *host, size_t cap, uint16_t *port,
                        struct kvf_why *why);
+/* The same; a worker that only the port rule places is on host `near`. */
+int kvf_directory_near(const struct kvf_peers *ps, const struct kvf_worker *w,
+                       const char *near, char *host, size_t cap, uint16_t *port,
+                       struct kvf_why *why);
 /* Which worker a get without a complete name means (protocol rule 3): stage
  * (has_stage false: the one predecessor that the edges give), absent rank
  * mapped by from_tp/to_tp, absent replica our own. -KVF_INVALID "name `from`"
@@ -159,6 +165,8 @@ enum kvf_peer_state kvf_peer_state(const struct kvf_peer *p);
 bool kvf_peer_was_up(const struct kvf_peer *p); /* ever had a session */
 /* Who it said it is; NULL before the first WELCOME. */
 const struct kvf_worker *kvf_peer_worker(const struct kvf_peer *p);
+/* Its incarnation; NULL before the first WELCOME. */
+const struct kvf_id *kvf_peer_incarnation(const struct kvf_peer *p);
 /* "0.2" or "host:port" while unknown; for logs. Static per peer. */
 const char *kvf_peer_name(const struct kvf_peer *p);
 /* When the last message of it came (clock of the sched). */
@@ -176,6 +184,41 @@ const char *kvf_peer_shm_why(const struct kvf_peer *p);
  * none. */
 struct kvf_link *kvf_peer_link(struct kvf_peer *p, enum kvf_protocol proto,
                                struct kvf_why *why);
+
+/* A layout of an engine of another daemon, as that daemon told it (far.c).
+ * Counted: its session there, claims on it, pulls that plan with it. */
+struct kvf_far {
+    uint64_t number; /* the other daemon's */
+    int64_t rank;
+    struct kvf_side side;
+    unsigned n_regions;
+    uint64_t *length;
+    uint64_t *base; /* where each region begins in the payload */
+    uint64_t size;
+    struct kvf_peer_space *spaces; /* NULL: not told */
+    struct kvf_mapping **maps;     /* NULL: not opened */
+    unsigned refs;
+    bool gone; /* its session there has ended */
+    struct kvf_list pairs;
+    UT_hash_handle hh; /* by number */
+};
+struct kvf_far *kvf_far_hold(struct kvf_far *f);
+void kvf_far_release(struct kvf_far *f);
+
+/* What a far layout and one of ours make of each other; kept with both. */
+struct kvf_pair {
+    struct kvf_list far_node, own_node;
+    struct kvf_far *far;
+    struct kvf_layout *own;
+    bool far_sends; /* it is P, ours is D; else the other way round */
+    int rc;         /* 0, or as kvf_match_make */
+    struct kvf_refusal no;
+    struct kvf_match match;
+};
+/* Made at first use, which also logs every field that differs. NULL when out
+ * of memory. */
+struct kvf_pair *kvf_pair_of(struct kvf_far *far, struct kvf_layout *own,
+                             bool far_sends, const char *who);
 
 /* A claim that we hold at an owner (or at our own store). Reference counted by
  * nobody: it has one holder, who ends it exactly once with done or abort. */
@@ -196,6 +239,13 @@ struct kvf_grant {
     const void *eager; /* the bytes, if they came along: they lie in the
                           message, so they are valid during on_grant only */
     struct kvf_remote remote;
+    /* A claim on blocks: of a publication of that layout. Empty otherwise. */
+    struct kvf_far *far;
+    struct kvf_id tag;
+    bool minted;
+    int64_t n_tokens;
+    struct kvf_ids *ids; /* by group of far->side */
+    int64_t *ids_arena;
     char (*paths)[KVF_PEER_PATH]; /* per segment, for views of a remote pool;
                                      "" = the pool of this daemon */
     /* Set by the holder: the claim is not live any more (why says). Called from
@@ -228,7 +278,9 @@ struct kvf_ask {
                     uint64_t generation, uint64_t size);
     void (*on_again)(struct kvf_ask *a);
     uint64_t free, largest_free, needed; /* of a DENY with NO_SPACE; else 0 */
-    UT_hash_handle hh;                   /* by id */
+    /* kvf_peer_ask_layout: the answer, instead of on_grant. */
+    void (*on_layout)(struct kvf_ask *a, struct kvf_far *far);
+    UT_hash_handle hh; /* by id */
 };
 /* body->ask is filled in. The peer must be UP. body's strings are copied into
  * the message at once. */
@@ -246,6 +298,19 @@ int kvf_peer_commit(struct kvf_peer *p, struct kvf_ask *a,
                     const struct kvf_peer_commit *body, struct kvf_why *why);
 int kvf_peer_notify(struct kvf_peer *p, struct kvf_ask *a,
                     const struct kvf_peer_notify *body, struct kvf_why *why);
+/* Which layout there may send to `own`? Waits until one is declared. */
+int kvf_peer_ask_layout(struct kvf_peer *p, struct kvf_ask *a,
+                        struct kvf_layout *own,
+                        const struct kvf_id *incarnation, struct kvf_why *why);
+/* One that is known already; NULL when there is none. */
+struct kvf_far *kvf_peer_known_layout(struct kvf_peer *p,
+                                      struct kvf_layout *own);
+/* The blocks of a request on P rank body->rank, for `own`; waits until they are
+ * published. ask and layout of body are filled in. */
+int kvf_peer_ask_blocks(struct kvf_peer *p, struct kvf_ask *a,
+                        struct kvf_layout *own,
+                        const struct kvf_peer_blocks_ask *body,
+                        struct kvf_why *why);
 /* No callback will come; a grant that arrives later is aborted. Idempotent. */
 void kvf_peer_unask(struct kvf_ask *a);
 

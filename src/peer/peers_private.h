@@ -31,6 +31,12 @@ struct kvf_queued {
     uint8_t data[];
 };
 
+/* Which of our layouts the other side of a connection knows. */
+struct kvf_told {
+    uint64_t *numbers;
+    unsigned n, cap;
+};
+
 /* An owner that we dial. */
 struct kvf_peer {
     struct kvf_peers *ps;
@@ -53,6 +59,8 @@ struct kvf_peer {
     struct kvf_ask *asks;             /* by id */
     struct kvf_grant_private *grants; /* by claim id */
     struct kvf_end *ends;             /* by claim id */
+    struct kvf_far *fars;             /* layouts of its engines */
+    struct kvf_told told;
     struct kvf_list outq;
     struct kvf_mapping *pool_map;
     struct kvf_mapping *pool_rw; /* for writing; made with the first such grant
@@ -97,6 +105,12 @@ struct kvf_guest_ask {
     uint64_t eager_max, view_pid, view_start;
     bool want_shm;
     enum kvf_mode mode;
+    /* A lookup of blocks, or of a layout (then in layout_wait). */
+    bool blocks, layout;
+    struct kvf_far *far; /* the getter's layout */
+    bool has_tag;
+    struct kvf_id tag;
+    struct kvf_layout_wait layout_wait;
     UT_hash_handle hh; /* by id */
 };
 
@@ -127,6 +141,8 @@ struct kvf_guest {
     unsigned n_ended;
     struct kvf_timer ended_timer;
     struct kvf_guest_ask *asks;
+    struct kvf_far *fars; /* layouts of its engines */
+    struct kvf_told told;
     struct kvf_list claims;   /* kvf_claim.holder_node */
     struct kvf_list accesses; /* kvf_access.guest_node */
     struct kvf_list rooms;    /* kvf_room.guest_node */
@@ -198,7 +214,56 @@ void kvf_peer_lose_grants(struct kvf_peer *p, bool shm_too,
                           const struct kvf_why *why);
 void kvf_peer_send_ends(struct kvf_peer *p, uint64_t not_before_ns);
 void kvf_peer_drop_ends(struct kvf_peer *p);
+/* far.c */
+#define KVF_FARS_MAX 256u
+/* Empties the message. -KVF_BUSY at the bound, -KVF_NO_SPACE; -KVF_EXISTS when
+ * that number is known already (nothing changes). */
+int kvf_far_add(struct kvf_far **table, struct kvf_peer_msg *m);
+struct kvf_far *kvf_far_find(struct kvf_far *table, uint64_t number);
+void kvf_far_drop(struct kvf_far **table, uint64_t number);
+void kvf_far_drop_all(struct kvf_far **table);
+/* Maps all of its regions; false: not possible here. */
+bool kvf_far_map(struct kvf_far *f, struct kvf_map_cache *maps);
+void kvf_pairs_forget(struct kvf_layout *own);
+/* True when it was not known to be told; remembers it. */
+bool kvf_told_new(struct kvf_told *t, uint64_t number);
+bool kvf_told_drop(struct kvf_told *t, uint64_t number);
+void kvf_told_clear(struct kvf_told *t);
+/* Writes LAYOUT of an own layout into m. places: also where its regions can be
+ * mapped. What it allocates is freed by kvf_layout_msg_free. */
+int kvf_layout_msg(struct kvf_peer_msg *m, const struct kvf_layout *l,
+                   bool places);
+void kvf_layout_msg_free(struct kvf_peer_msg *m);
+/* Tells everybody who knows it that it is gone. */
+void kvf_peers_layout_end(void *peers, struct kvf_layout *l);
+/* peer_blocks.c */
+void kvf_peer_on_layout(struct kvf_peer *p, struct kvf_peer_msg *m);
+void kvf_peer_on_layout_is(struct kvf_peer *p, const struct kvf_peer_msg *m);
+void kvf_peer_on_blocks(struct kvf_peer *p, struct kvf_peer_msg *m);
+/* grant.c: a claim that nobody wants */
+void kvf_peer_refuse_claim(struct kvf_peer *p, uint64_t claim,
+                           const struct kvf_id *token);
+/* Makes g one of p's claims; false when out of memory. */
+bool kvf_grant_enter(struct kvf_grant *g, struct kvf_peer *p, uint64_t claim);
+void kvf_grant_drop(struct kvf_grant *g); /* frees, tells nobody */
+/* guest_blocks.c */
+void kvf_guest_on_layout(struct kvf_guest *g, struct kvf_peer_msg *m);
+void kvf_guest_on_layout_ask(struct kvf_guest *g,
+                             const struct kvf_peer_layout_ask *ask);
+void kvf_guest_on_blocks_ask(struct kvf_guest *g,
+                             const struct kvf_peer_blocks_ask *ask);
+/* guest_claims.c */
+void kvf_guest_say_no(struct kvf_guest *g, uint64_t ask, enum kvf_status status,
+                      const char *text);
+/* NULL when the id is in use or there is no memory (answered then). */
+struct kvf_guest_ask *kvf_guest_ask_new(struct kvf_guest *g, uint64_t id);
+void kvf_guest_ask_free(struct kvf_guest_ask *a);
+void kvf_guest_claim_end(struct kvf_claim *c, bool done);
+/* A live claim on a key or on blocks. */
+struct kvf_claim *kvf_peers_claim(const struct kvf_peers *ps, uint64_t id);
 /* ask.c */
+int kvf_ask_send(struct kvf_peer *p, struct kvf_ask *a, struct kvf_peer_msg *m,
+                 struct kvf_why *why);
 void kvf_peer_on_deny(struct kvf_peer *p, const struct kvf_peer_msg *m);
 void kvf_peer_on_applied(struct kvf_peer *p, const struct kvf_peer_msg *m);
 void kvf_peer_fail_asks(struct kvf_peer *p, const struct kvf_why *why);

@@ -56,6 +56,7 @@ struct kvf_claim *kvf_claim_new(struct kvf_gen *g)
     kvf_random_bytes(&p->c.token, sizeof p->c.token);
     p->c.gen = g;
     p->c.priv = p;
+    p->consumer = KVF_NOBODY;
     kvf_list_init(&p->c.holder_node);
     kvf_list_init(&p->gen_node);
     kvf_list_push_back(&gen->claims, &p->gen_node);
@@ -101,7 +102,7 @@ static void late_drop(struct kvf_store *st, struct kvf_late *e)
     e->gen = NULL;
 }
 
-static void late_add(struct kvf_gen_private *gen, uint64_t id)
+static void late_add(struct kvf_gen_private *gen, uint64_t id, int64_t consumer)
 {
     struct kvf_store *st = gen->st;
     unsigned i = st->late_next++ % KVF_LATE_RING;
@@ -112,6 +113,7 @@ static void late_add(struct kvf_gen_private *gen, uint64_t id)
         late_drop(st, e);
     e->id = id;
     e->gen = gen;
+    e->consumer = consumer;
     e->next = *head;
     *head = (uint16_t)(i + 1);
     kvf_list_push_back(&gen->late, &e->gen_node);
@@ -132,6 +134,47 @@ static void consume_if_read(struct kvf_gen *g)
 {
     if (!g->retired && g->readers != 0 && g->readers_done >= g->readers)
         kvf_gen_retire(g, KVF_RETIRE_CONSUMED, NULL, 0, 0);
+}
+
+/* ---- readers by name ------------------------------------------------------
+ */
+
+void kvf_claim_consumer(struct kvf_claim *c, uint64_t kind, uint32_t consumer,
+                        uint64_t of)
+{
+    struct kvf_gen_private *gen = c->gen->priv;
+
+    if (gen->g.readers_done == 0) {
+        gen->kind = kind;
+        gen->g.readers = of;
+    }
+    c->priv->consumer = gen->kind == kind ? (int64_t)consumer : KVF_NOBODY;
+}
+
+/* One more has read; false: it was counted before, or does not count. */
+static bool count_reader(struct kvf_gen_private *p, int64_t consumer)
+{
+    if (!p->g.by_consumer) {
+        p->g.readers_done++;
+        return true;
+    }
+    if (consumer == KVF_NOBODY)
+        return false;
+    for (unsigned i = 0; i < p->n_consumers; i++)
+        if (p->consumers[i] == consumer)
+            return false;
+    if (p->n_consumers == p->cap_consumers) {
+        unsigned cap = p->cap_consumers == 0 ? 16 : 2 * p->cap_consumers;
+        uint32_t *more = realloc(p->consumers, cap * sizeof *more);
+
+        if (more == NULL)
+            return false; /* its time to live ends it then */
+        p->consumers = more;
+        p->cap_consumers = cap;
+    }
+    p->consumers[p->n_consumers++] = (uint32_t)consumer;
+    p->g.readers_done++;
+    return true;
 }
 
 /* The claim no longer counts and is not found any more. */
@@ -168,8 +211,8 @@ void kvf_claim_done(struct kvf_claim *c)
         return;
     end(c);
     g->priv->st->stats->claims_done++;
-    g->readers_done++;
-    consume_if_read(g);
+    if (count_reader(g->priv, c->priv->consumer))
+        consume_if_read(g);
     release(c);
 }
 
@@ -182,7 +225,7 @@ void kvf_claim_abort(struct kvf_claim *c)
     end(c);
     g->priv->st->stats->claims_aborted++;
     if (!g->retired) {
-        late_add(g->priv, c->id);
+        late_add(g->priv, c->id, c->priv->consumer);
         kvf_waiters_serve(g->priv->key);
     }
     release(c);
@@ -208,12 +251,11 @@ void kvf_store_late_done(struct kvf_store *st, uint64_t claim_id)
     if (i == 0)
         return;
     struct kvf_gen *g = &st->late[i - 1].gen->g;
+    int64_t consumer = st->late[i - 1].consumer;
 
     late_drop(st, &st->late[i - 1]);
-    if (!kvf_gen_has_reader(g))
-        return;
-    g->readers_done++;
-    consume_if_read(g);
+    if (kvf_gen_has_reader(g) && count_reader(g->priv, consumer))
+        consume_if_read(g);
 }
 
 /* ---- where the bytes are --------------------------------------------------

@@ -16,8 +16,8 @@
 
 bool kvf_gen_has_reader(const struct kvf_gen *g)
 {
-    return !g->retired &&
-           (g->readers == 0 || g->n_claims + g->readers_done < g->readers);
+    return !g->retired && (g->readers == 0 || g->by_consumer ||
+                           g->n_claims + g->readers_done < g->readers);
 }
 
 static void gen_expired(struct kvf_timer *t)
@@ -69,6 +69,9 @@ static void copy_segments(struct kvf_gen_private *p, const struct kvf_put *put)
 
 static void gen_free(struct kvf_gen_private *p)
 {
+    if (p->g.user != NULL && p->st->ops.on_freed != NULL)
+        p->st->ops.on_freed(p->st->arg, p->g.user);
+    free(p->consumers);
     kvf_tomb_free(p->tomb);
     free(p);
 }
@@ -114,6 +117,8 @@ struct kvf_gen_private *kvf_gen_new(struct kvf_key *key,
     p->g.checksum = put->checksum;
     p->g.notify = put->notify;
     p->g.publisher = put->publisher;
+    p->g.by_consumer = put->by_consumer;
+    p->g.user = put->user;
     return p;
 }
 

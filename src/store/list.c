@@ -167,7 +167,8 @@ static bool check_gen(const struct kvf_gen *g, struct kvf_store_gauges *sum,
             return false;
     return live == g->n_claims && held == p->n_held &&
            p->quiet == (g->retired && live + held == 0) &&
-           (g->readers == 0 || live + g->readers_done <= g->readers) &&
+           (g->readers == 0 || g->by_consumer ||
+            live + g->readers_done <= g->readers) &&
            (g->retired || g->readers == 0 || g->readers_done < g->readers);
 }
 

@@ -167,6 +167,11 @@ struct kvf_store *kvf_store_create(struct kvf_sched *sched,
     return st;
 }
 
+void kvf_store_claims_from(struct kvf_store *st, uint64_t first)
+{
+    st->next_claim = first;
+}
+
 void kvf_store_configure(struct kvf_store *st,
                          const struct kvf_store_conf *conf)
 {

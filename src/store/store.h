@@ -62,6 +62,9 @@ struct kvf_store_ops {
      * `gen` is gone afterwards; its segments already are (n_segs is 0). */
     void (*on_retired)(void *arg, const struct kvf_gen *gen,
                        enum kvf_retire reason);
+    /* A generation with a `user` is freed: the last that is heard of it. Also
+     * at the end of the store. */
+    void (*on_freed)(void *arg, void *user);
 };
 
 /* `first_generation`: generations count up from there (never repeat across
@@ -91,8 +94,12 @@ struct kvf_put {
     uint64_t ttl_ms;
     uint64_t readers; /* 0 = any number */
     bool reject_duplicate, has_checksum, notify;
+    /* Readers are known by name (kvf_claim_consumer) and each counts once;
+     * `readers` is 0 until it is told there. */
+    bool by_consumer;
     uint64_t checksum;
     struct kvf_id publisher; /* session; zeros when none */
+    void *user;              /* whoever put it; ops.on_freed */
 };
 
 /* Counts `puts` and `put_bytes`. On success the buffers are PUBLISHED (out of
@@ -116,7 +123,9 @@ struct kvf_gen {
     size_t meta_len;
     struct kvf_seg *segs;
     unsigned n_segs, n_claims;
+    bool by_consumer;
     struct kvf_id publisher;
+    void *user;
     struct kvf_gen_private *priv;
 };
 
@@ -140,6 +149,15 @@ struct kvf_claim {
     void *holder_data;
 };
 
+/* Ids of claims count up from `first` (or so): two stores whose claims share a
+ * table of ids begin far apart. Before the first claim. */
+void kvf_store_claims_from(struct kvf_store *st, uint64_t first);
+/* put.by_consumer: the claim is that of reader `consumer` out of `of`. Done, it
+ * counts only if that one has not been counted yet. `kind` tells whose readers
+ * they are: as long as none was counted the latest kind (and its number) holds,
+ * later another kind reads without being counted. */
+void kvf_claim_consumer(struct kvf_claim *c, uint64_t kind, uint32_t consumer,
+                        uint64_t of);
 /* Finds a claim by id; NULL when it is not live (ended ones too). */
 struct kvf_claim *kvf_claim_find(const struct kvf_store *st, uint64_t id);
 

@@ -59,22 +59,29 @@ struct kvf_gen_private {
     struct kvf_tomb *tomb; /* made with the put: retiring needs no memory */
     unsigned n_held;       /* ended claims that still have io */
     bool quiet;
+    uint64_t kind; /* by_consumer: whose readers these are, and who has read */
+    uint32_t *consumers;
+    unsigned n_consumers, cap_consumers;
     unsigned n_bufs, n_regions; /* each buffer and region once */
     struct kvf_buffer **bufs;
     struct kvf_region **regions;
     uint64_t *starts; /* payload offset at which each segment begins */
 };
 
+#define KVF_NOBODY (-1LL) /* consumer of a claim that does not count */
+
 struct kvf_claim_private {
     UT_hash_handle hh;
     struct kvf_claim c;
     struct kvf_list gen_node;
+    int64_t consumer; /* by_consumer generations only */
 };
 
 /* An aborted claim whose DONE may still be on its way. */
 struct kvf_late {
     uint64_t id;
     struct kvf_gen_private *gen; /* NULL = entry not in use */
+    int64_t consumer;
     struct kvf_list gen_node;
     uint16_t next; /* in the chain of its bucket: index + 1 */
 };

@@ -50,6 +50,10 @@ int kvf_push_read(struct kvf_req *r, struct kvf_why *why);
 int kvf_expose_read(struct kvf_req *r, struct kvf_why *why);
 int kvf_unexpose_read(struct kvf_req *r, struct kvf_why *why);
 int kvf_rma_read(struct kvf_req *r, struct kvf_why *why);
+/* engine_layout.c: the fields of layout, publish and pull. */
+int kvf_read_layout(struct kvf_req *r, struct kvf_why *why);
+int kvf_read_publish(struct kvf_req *r, struct kvf_why *why);
+int kvf_read_pull(struct kvf_req *r, struct kvf_why *why);
 
 /* The fields of one get; `out` is zeroed first. `into` is malloced. */
 int kvf_get_fields(const msgpack_object *map, msgpack_zone *zone,

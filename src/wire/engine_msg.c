@@ -189,11 +189,12 @@ static int read_mget(struct kvf_req *r, struct kvf_why *why)
 
 static int read_fail(struct kvf_req *r, struct kvf_why *why)
 {
-    bool composed;
-    uint64_t from;
-    int rc = kvf_field_key(&r->mp.root, r->mp.zone, &r->u.fail.key, &composed,
-                           &from, why);
+    int rc = kvf_field_key(&r->mp.root, r->mp.zone, &r->u.fail.key,
+                           &r->u.fail.composed, &r->u.fail.from, why);
 
+    if (rc > 0 && r->u.fail.composed)
+        rc = kvf_field_str(&r->mp.root, "request_id", 1, KVF_MAX_REQUEST_ID,
+                           &r->u.fail.request_id, why);
     return rc < 0 ? rc
                   : kvf_field_str(&r->mp.root, "reason", 0, 1024,
                                   &r->u.fail.reason, why);
@@ -280,6 +281,9 @@ static int (*const readers[KVF_OP_COUNT])(struct kvf_req *r,
     [KVF_OP_WRITE] = kvf_rma_read,
     [KVF_OP_READ] = kvf_rma_read,
     [KVF_OP_UNEXPOSE] = kvf_unexpose_read,
+    [KVF_OP_LAYOUT] = kvf_read_layout,
+    [KVF_OP_PUBLISH] = kvf_read_publish,
+    [KVF_OP_PULL] = kvf_read_pull,
 };
 
 /* An id as it may be echoed: a scalar of bounded length. */
@@ -391,6 +395,14 @@ void kvf_req_done(struct kvf_req *req)
     } else if (req->op == KVF_OP_WRITE || req->op == KVF_OP_READ) {
         free(req->u.rma.segments);
         req->u.rma.segments = NULL;
+    } else if (req->op == KVF_OP_LAYOUT && req->u.layout != NULL) {
+        kvf_layout_done(req->u.layout);
+        free(req->u.layout);
+        req->u.layout = NULL;
+    } else if (req->op == KVF_OP_PUBLISH) {
+        kvf_req_blocks_done(&req->u.publish.blocks);
+    } else if (req->op == KVF_OP_PULL) {
+        kvf_req_blocks_done(&req->u.pull.blocks);
     }
     kvf_mp_done(&req->mp);
 }

@@ -4,6 +4,7 @@
 #define KVF_WIRE_ENGINE_MSG_H
 
 #include "base/worker.h"
+#include "wire/layout_msg.h"
 #include "wire/mp.h"
 
 #define KVF_PROTOCOL_VERSION 1u
@@ -41,7 +42,10 @@
     X(EXPOSE, "expose")                                                        \
     X(UNEXPOSE, "unexpose")                                                    \
     X(WRITE, "write")                                                          \
-    X(READ, "read")
+    X(READ, "read")                                                            \
+    X(LAYOUT, "layout")                                                        \
+    X(PUBLISH, "publish")                                                      \
+    X(PULL, "pull")
 
 enum kvf_op {
 #define KVF_OP_ENUM(name, text) KVF_OP_##name,
@@ -159,6 +163,49 @@ struct kvf_req_cleanup {
     uint64_t from, to;
 };
 
+/* ---- KV blocks: layout, publish, pull -------------------------------------
+ */
+
+#define KVF_TOGETHER_NAME 255u
+#define KVF_TOGETHER_MAX 65536u
+
+struct kvf_req_group { /* {group, first, ids} */
+    unsigned group;
+    int64_t first; /* logical position of ids[0] */
+    int64_t *ids;  /* in the arena of kvf_req_blocks */
+    unsigned n;
+};
+
+struct kvf_req_blocks {           /* malloced; freed by kvf_req_done */
+    struct kvf_req_group *groups; /* each group at most once */
+    unsigned n;
+    int64_t *ids;
+};
+/* Idempotent; a zeroed one is fine. */
+void kvf_req_blocks_done(struct kvf_req_blocks *b);
+
+struct kvf_req_publish {
+    uint64_t layout;
+    struct kvf_slice_str request_id;
+    bool has_tag, has_ttl, notify;
+    struct kvf_id tag;
+    uint64_t n_tokens, ttl_ms;
+    struct kvf_req_blocks blocks;
+};
+
+struct kvf_req_pull {
+    uint64_t layout;
+    struct kvf_slice_str request_id; /* of the handle, or beside `from` */
+    bool has_handle, has_timeout;
+    struct kvf_id tag, incarnation; /* of the handle */
+    struct kvf_endpoint source;     /* likewise */
+    struct kvf_from from;           /* without a handle */
+    struct kvf_req_blocks blocks;
+    uint64_t timeout_ms;
+    struct kvf_slice_str together; /* p NULL: alone */
+    uint64_t together_size;
+};
+
 struct kvf_req {
     enum kvf_op op;
     bool has_id;
@@ -196,6 +243,9 @@ struct kvf_req {
         } cancel;
         struct {
             struct kvf_slice_str key, reason;
+            bool composed; /* of request_id, from, to: then these too */
+            struct kvf_slice_str request_id;
+            uint64_t from;
         } fail;
         struct kvf_req_cleanup cleanup;
         struct {
@@ -211,6 +261,10 @@ struct kvf_req {
             bool has_timeout;
             uint64_t timeout_ms;
         } drain;
+        struct kvf_layout_decl *layout; /* malloced; who takes it over sets it
+                                           to NULL */
+        struct kvf_req_publish publish;
+        struct kvf_req_pull pull;
     } u;
     struct kvf_mp mp; /* private: what the pointers above point into */
 };

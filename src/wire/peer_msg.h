@@ -11,6 +11,7 @@
 #define KVF_WIRE_PEER_MSG_H
 
 #include "base/worker.h"
+#include "layout/plan.h"
 #include "wire/engine_msg.h"
 #include "wire/mp.h"
 #include "wire/rdma_msg.h"
@@ -25,25 +26,33 @@
     X(REFUSE, 3, false)  /* version, cluster, limits: with the reason */       \
     X(PING, 4, true)                                                           \
     X(PONG, 5, false)                                                          \
-    X(ASK, 6, true)         /* who has key; parks at the owner */              \
-    X(UNASK, 7, true)       /* no longer interested */                         \
-    X(GRANT, 8, false)      /* a claim (and eager bytes) */                    \
-    X(DENY, 9, false)       /* final answer to an ASK */                       \
-    X(DONE, 10, true)       /* claim read: counts as a reader */               \
-    X(ABORT, 11, true)      /* claim given back */                             \
-    X(ENDED, 12, false)     /* acknowledges DONE, ABORT */                     \
-    X(REVOKED, 13, false)   /* owner ended the claim */                        \
-    X(UNMAPPED, 14, true)   /* a client unmapped the views of an old start */  \
-    X(BYE, 15, true)        /* either side: going away in order */             \
-    X(WINDOW_ASK, 24, true) /* access to a window: GRANT or DENY follows */    \
-    X(ROOM_ASK, 25, true)   /* room for a push: GRANT, DENY, or APPLIED */     \
-    X(COMMIT, 26, true)     /* all of a push is there: APPLIED or DENY */      \
-    X(NOTIFY, 27, true)     /* for a window's owner: APPLIED or DENY */        \
-    X(APPLIED, 28, false)   /* ROOM_ASK with bytes, COMMIT, NOTIFY: done */    \
-    X(RDMA_CONNECT, 32, true) /* getter's end of an RC connection */           \
-    X(RDMA_ACCEPT, 33, false) /* owner's end of it */                          \
-    X(RDMA_REFUSE, 34, false) /* no such connection: with the reason */        \
-    X(RDMA_CLOSE, 35, true)   /* either side: its end is gone */
+    X(ASK, 6, true)          /* who has key; parks at the owner */             \
+    X(UNASK, 7, true)        /* no longer interested */                        \
+    X(GRANT, 8, false)       /* a claim (and eager bytes) */                   \
+    X(DENY, 9, false)        /* final answer to an ASK */                      \
+    X(DONE, 10, true)        /* claim read: counts as a reader */              \
+    X(ABORT, 11, true)       /* claim given back */                            \
+    X(ENDED, 12, false)      /* acknowledges DONE, ABORT */                    \
+    X(REVOKED, 13, false)    /* owner ended the claim */                       \
+    X(UNMAPPED, 14, true)    /* a client unmapped the views of an old start */ \
+    X(BYE, 15, true)         /* either side: going away in order */            \
+    X(LAYOUT, 16, true)      /* either side: a layout of its engine */         \
+    X(LAYOUT_GONE, 17, true) /* either side: its session has ended */          \
+    X(LAYOUT_ASK, 18, true)  /* is there a layout that fits ours? */           \
+    X(LAYOUT_IS, 19, false)  /* this one */                                    \
+    X(BLOCKS_ASK, 20, true)  /* the blocks of a request; parks */              \
+    X(BLOCKS_GRANT, 21, false) /* a claim on them */                           \
+    X(TOGETHER, 22, true)      /* how a pull of a group stands */              \
+    X(VERDICT, 23, false)      /* what becomes of the group */                 \
+    X(WINDOW_ASK, 24, true)    /* access to a window: GRANT or DENY follows */ \
+    X(ROOM_ASK, 25, true)      /* room for a push: GRANT, DENY, or APPLIED */  \
+    X(COMMIT, 26, true)        /* all of a push is there: APPLIED or DENY */   \
+    X(NOTIFY, 27, true)        /* for a window's owner: APPLIED or DENY */     \
+    X(APPLIED, 28, false)      /* ROOM_ASK with bytes, COMMIT, NOTIFY: done */ \
+    X(RDMA_CONNECT, 32, true)  /* getter's end of an RC connection */          \
+    X(RDMA_ACCEPT, 33, false)  /* owner's end of it */                         \
+    X(RDMA_REFUSE, 34, false)  /* no such connection: with the reason */       \
+    X(RDMA_CLOSE, 35, true)    /* either side: its end is gone */
 
 enum kvf_peer_type {
 #define KVF_PEER_ENUM(name, number, client) KVF_PEER_##name = number,
@@ -155,6 +164,57 @@ struct kvf_peer_notify {
     size_t len;
 };
 
+/* ---- KV blocks (peer_msg_layout.c) */
+
+struct kvf_peer_layout {
+    uint64_t number;             /* the sender's; never repeats */
+    const struct kvf_side *side; /* decoded: that of decl */
+    int64_t rank;
+    unsigned n_regions, n_spaces;
+    uint64_t *length; /* of region i; decoded: malloced */
+    /* Where region i can be mapped on the same host; n_spaces is 0 when the
+     * sender does not tell. */
+    struct kvf_peer_space *spaces;
+    struct kvf_layout_decl decl; /* decoded; freed by _done unless emptied */
+};
+
+struct kvf_peer_layout_ask {
+    uint64_t ask, layout; /* the asker's layout */
+    bool has_incarnation;
+    struct kvf_id incarnation;
+};
+
+struct kvf_peer_blocks_ask {
+    uint64_t ask, layout, rank; /* rank: P's, in its layout */
+    struct kvf_slice_str request_id;
+    bool want_shm, has_tag, has_incarnation;
+    struct kvf_id tag, incarnation;
+};
+
+struct kvf_peer_blocks {
+    uint64_t ask, claim, generation, layout, n_tokens;
+    struct kvf_id token, tag;
+    bool minted, shm;
+    unsigned n_groups;
+    struct kvf_ids *ids; /* by group; decoded: malloced */
+    int64_t *arena;      /* decoded: what they point into */
+};
+
+/* JOIN, then READY or FAILED. */
+enum kvf_together {
+    KVF_TOGETHER_JOIN,
+    KVF_TOGETHER_READY,
+    KVF_TOGETHER_FAILED
+};
+
+struct kvf_peer_together {
+    uint64_t ask, member, size; /* member: rank in the asker's layout */
+    struct kvf_slice_str request_id, name;
+    enum kvf_together phase;
+    uint32_t status; /* FAILED: why */
+    char text[200];
+};
+
 struct kvf_peer_msg {
     struct kvf_peer_head head;
     union {
@@ -223,6 +283,22 @@ struct kvf_peer_msg {
         struct kvf_rdma_connect rdma_connect;
         struct kvf_rdma_accept rdma_accept; /* pool: malloced, as above */
         struct kvf_rdma_word rdma_word;     /* RDMA_REFUSE, RDMA_CLOSE */
+        struct kvf_peer_layout layout;
+        struct {
+            uint64_t number;
+        } layout_gone;
+        struct kvf_peer_layout_ask layout_ask;
+        struct {
+            uint64_t ask, layout;
+        } layout_is;
+        struct kvf_peer_blocks_ask blocks_ask;
+        struct kvf_peer_blocks blocks;
+        struct kvf_peer_together together;
+        struct {
+            uint64_t ask;
+            uint32_t status; /* KVF_OK: all are ready */
+            char text[200];
+        } verdict;
     } u;
     const void *payload; /* frame 2 of a GRANT with eager bytes */
     size_t payload_len;

@@ -7,6 +7,7 @@
  * (they end in logs and replies). */
 #include "wire/peer_msg.h"
 
+#include "wire/peer_msg_layout.h"
 #include "wire/peer_msg_rdma.h"
 
 #include <inttypes.h>
@@ -447,6 +448,16 @@ static void read_body(struct reader *r, struct kvf_peer_msg *m)
     case KVF_PEER_BYE:
         text(r, "text", m->u.bye.text, sizeof m->u.bye.text);
         break;
+    case KVF_PEER_LAYOUT:
+    case KVF_PEER_LAYOUT_GONE:
+    case KVF_PEER_LAYOUT_ASK:
+    case KVF_PEER_LAYOUT_IS:
+    case KVF_PEER_BLOCKS_ASK:
+    case KVF_PEER_BLOCKS_GRANT:
+    case KVF_PEER_TOGETHER:
+    case KVF_PEER_VERDICT:
+        r->rc = kvf_peer_layout_read(r->map, m, r->why);
+        break;
     case KVF_PEER_RDMA_CONNECT:
     case KVF_PEER_RDMA_ACCEPT:
     case KVF_PEER_RDMA_REFUSE:
@@ -566,6 +577,7 @@ void kvf_peer_done(struct kvf_peer_msg *m)
         free(m->u.grant.segs);
         free(m->u.grant.spaces);
     }
+    kvf_peer_layout_done(m);
     kvf_peer_rdma_done(m);
     kvf_mp_done(&m->mp);
     m->decoded = false;

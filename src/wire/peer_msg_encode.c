@@ -3,6 +3,7 @@
  * memory. */
 #include "wire/peer_msg.h"
 
+#include "wire/peer_msg_layout.h"
 #include "wire/peer_msg_rdma.h"
 
 #include <string.h>
@@ -233,6 +234,16 @@ static bool put_body(struct kvf_mpw *w, const struct kvf_peer_msg *m)
     case KVF_PEER_BYE:
         kvf_mpw_map(w, 1);
         put_text(w, "text", m->u.bye.text, sizeof m->u.bye.text);
+        return true;
+    case KVF_PEER_LAYOUT:
+    case KVF_PEER_LAYOUT_GONE:
+    case KVF_PEER_LAYOUT_ASK:
+    case KVF_PEER_LAYOUT_IS:
+    case KVF_PEER_BLOCKS_ASK:
+    case KVF_PEER_BLOCKS_GRANT:
+    case KVF_PEER_TOGETHER:
+    case KVF_PEER_VERDICT:
+        kvf_peer_layout_put(w, m);
         return true;
     case KVF_PEER_RDMA_CONNECT:
     case KVF_PEER_RDMA_ACCEPT:

@@ -9,7 +9,7 @@ enum { BATCH = 64, BATCHES = 64, RANKS = 8 };
 static void check(const struct kvf_side *s, int64_t rank, int64_t region,
                   int64_t off, int64_t len)
 {
-    const struct kvf_region *r =
+    const struct kvf_extent *r =
         kvf_side_region(s, s->tp > 0 ? rank / s->tp : 0, region);
 
     if (r == NULL || off < 0 || len < 1 || off > r->length - len)

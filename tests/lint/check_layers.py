@@ -11,7 +11,7 @@ import re
 import source
 
 # From the bottom up; folders of one row do not know each other.
-ROWS = [["base"], ["conf"], ["loop", "wire"], ["memory"], ["layout"],
+ROWS = [["base"], ["conf", "layout"], ["loop", "wire"], ["memory"],
         ["store"], ["transport"], ["peer"], ["request"], ["daemon"]]
 # Beside the rows: programs, the library of clients, and pure mathematics.
 ONLY = {

@@ -63,6 +63,98 @@ static void fill_push(struct kvf_peer_msg *m, enum kvf_peer_type type)
     }
 }
 
+/* Two attention layers of one group on one of two stages; a sliding window. */
+static void fill_layout(struct kvf_peer_layout *l)
+{
+    static struct kvf_comp comps[] = {{(char *)(uintptr_t) "k", 4, 2},
+                                      {(char *)(uintptr_t) "v", 4, 2}};
+    static struct kvf_group groups[] = {{true, KVF_FULL, 0},
+                                        {true, KVF_SWA, 9}};
+    static struct kvf_layer layers[2];
+    static uint64_t lengths[] = {4096, 8192};
+    static struct kvf_peer_space places[] = {{"/proc/5/fd/4", 1, 2, 4096},
+                                             {"/proc/5/fd/6", 1, 3, 16384}};
+    static struct kvf_side side = {.tp = 2,
+                                   .pp = 2,
+                                   .bs = 4,
+                                   .ppl = 1,
+                                   .nblocks = 8,
+                                   .order = KVF_NHD,
+                                   .kv = KVF_SPLIT,
+                                   .shared = true,
+                                   .groups = groups,
+                                   .n_groups = 2,
+                                   .layers = layers,
+                                   .n_layers = 2};
+
+    for (int i = 0; i < 2; i++)
+        layers[i] = (struct kvf_layer){.name = (char *)(uintptr_t) "l0",
+                                       .group = i,
+                                       .kind = KVF_ATTN,
+                                       .n_comps = 2,
+                                       .comps = comps};
+    layers[1].stage = 1;
+    layers[1].views[KVF_PART_K] = (struct kvf_part_view){true, 0, 0, 32, 32};
+    layers[1].views[KVF_PART_V] = (struct kvf_part_view){true, 1, 16, 32, 32};
+    *l = (struct kvf_peer_layout){.number = 77,
+                                  .side = &side,
+                                  .rank = 3,
+                                  .n_regions = 2,
+                                  .length = lengths,
+                                  .n_spaces = 2,
+                                  .spaces = places};
+}
+
+static void fill_blocks(struct kvf_peer_msg *m, enum kvf_peer_type type)
+{
+    static const int64_t numbers[] = {5, 1, 300};
+    static struct kvf_ids ids[] = {{2, 3, numbers}, {0, 0, NULL}};
+    struct kvf_id tag;
+
+    memset(tag.b, 0x55, KVF_ID_LEN);
+    if (type == KVF_PEER_LAYOUT) {
+        fill_layout(&m->u.layout);
+    } else if (type == KVF_PEER_LAYOUT_GONE) {
+        m->u.layout_gone.number = 77;
+    } else if (type == KVF_PEER_LAYOUT_ASK) {
+        m->u.layout_ask = (struct kvf_peer_layout_ask){7, 77, true, tag};
+    } else if (type == KVF_PEER_LAYOUT_IS) {
+        m->u.layout_is.ask = 7;
+        m->u.layout_is.layout = 78;
+    } else if (type == KVF_PEER_BLOCKS_ASK) {
+        m->u.blocks_ask = (struct kvf_peer_blocks_ask){.ask = 7,
+                                                       .layout = 77,
+                                                       .rank = 3,
+                                                       .request_id = {"req", 3},
+                                                       .want_shm = true,
+                                                       .has_tag = true,
+                                                       .tag = tag};
+    } else if (type == KVF_PEER_BLOCKS_GRANT) {
+        m->u.blocks = (struct kvf_peer_blocks){.ask = 7,
+                                               .claim = 1ull << 62,
+                                               .generation = 3,
+                                               .layout = 78,
+                                               .n_tokens = 20,
+                                               .token = tag,
+                                               .tag = tag,
+                                               .shm = true,
+                                               .n_groups = 2,
+                                               .ids = ids};
+    } else if (type == KVF_PEER_TOGETHER) {
+        m->u.together = (struct kvf_peer_together){.ask = 7,
+                                                   .member = 3,
+                                                   .size = 4,
+                                                   .request_id = {"req", 3},
+                                                   .name = {"all", 3},
+                                                   .phase = KVF_TOGETHER_FAILED,
+                                                   .status = KVF_TIMEOUT};
+        strcpy(m->u.together.text, "waited");
+    } else {
+        m->u.verdict.ask = 7;
+        strcpy(m->u.verdict.text, "all are ready");
+    }
+}
+
 static void fill(struct kvf_peer_msg *m, enum kvf_peer_type type)
 {
     static const struct kvf_peer_pool pool = {"/proc/5/fd/4", 1 << 30, 5, 99};
@@ -127,6 +219,8 @@ static void fill(struct kvf_peer_msg *m, enum kvf_peer_type type)
         strcpy(m->u.revoked.text, "drain");
     } else if (type == KVF_PEER_UNMAPPED) {
         m->u.unmapped = gone[0];
+    } else if (type >= KVF_PEER_LAYOUT && type <= KVF_PEER_VERDICT) {
+        fill_blocks(m, type);
     } else if (type >= KVF_PEER_WINDOW_ASK && type <= KVF_PEER_APPLIED) {
         fill_push(m, type);
     } else if (type == KVF_PEER_BYE) {

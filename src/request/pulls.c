@@ -1,0 +1,443 @@
+/* Pulls: their table, their time, and how they end.
+ *
+ * Happy path: started, begun from a task, complete, one reply, DONE to all.
+ * Failure modes: the first cause gives up the whole: lookups are taken back,
+ * transfers cancelled, and the reply follows when nothing writes any more. */
+#include "request/pulls_private.h"
+
+#include "base/log.h"
+
+#include <inttypes.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+int kvf_pulls_create(const struct kvf_pulls_env *env, struct kvf_pulls **out,
+                     struct kvf_why *why)
+{
+    struct kvf_pulls *ps = calloc(1, sizeof *ps);
+
+    if (ps == NULL)
+        return kvf_fail(why, KVF_NO_SPACE, "out of memory");
+    ps->env = *env;
+    kvf_list_init(&ps->all);
+    *out = ps;
+    return 0;
+}
+
+void kvf_pulls_destroy(struct kvf_pulls *ps)
+{
+    free(ps);
+}
+
+unsigned kvf_pulls_running(const struct kvf_pulls *ps)
+{
+    return ps->running;
+}
+
+/* ---- the end --------------------------------------------------------------
+ */
+
+static void pull_free(struct kvf_pull *p)
+{
+    struct kvf_sched *sched = p->ps->env.sched;
+
+    for (unsigned i = 0; i < p->n_sources; i++) {
+        struct kvf_pull_source *s = &p->sources[i];
+
+        kvf_timer_cancel(sched, &s->pause);
+        kvf_peer_leave(&s->user);
+        if (s->xfer_made)
+            kvf_scatter_fini(&s->xfer);
+        kvf_plan_free(&s->plan);
+    }
+    kvf_timer_cancel(sched, &p->deadline);
+    kvf_timer_cancel(sched, &p->pause);
+    kvf_task_cancel(&p->task);
+    kvf_peer_leave(&p->user);
+    kvf_layout_release(p->layout);
+    kvf_req_blocks_done(&p->blocks);
+    free(p->ids);
+    free(p->sources);
+    free(p->request_id);
+    free(p->text);
+    if (!kvf_list_empty(&p->node)) {
+        kvf_list_unlink(&p->node);
+        p->ps->running--;
+    }
+    free(p);
+}
+
+static uint64_t us_between(uint64_t from, uint64_t to)
+{
+    return from != 0 && to > from ? (to - from) / KVF_NS_PER_US : 0;
+}
+
+static void fill_timing(struct kvf_pull *p, struct kvf_pull_result *r)
+{
+    uint64_t now = kvf_sched_clock(p->ps->env.sched);
+
+    p->t_done = now;
+    r->lookup_us = us_between(p->t_start, p->t_granted ? p->t_granted : now);
+    r->plan_us = us_between(p->t_granted, p->t_planned);
+    r->transfer_us = us_between(p->t_planned, now);
+    r->total_us = us_between(p->t_start, now);
+    for (unsigned i = 0; i < p->n_sources; i++)
+        if (p->sources[i].attempts > r->attempts)
+            r->attempts = p->sources[i].attempts;
+}
+
+static void end_claims(struct kvf_pull *p, bool done)
+{
+    for (unsigned i = 0; i < p->n_sources; i++) {
+        struct kvf_grant *g = p->sources[i].grant;
+
+        p->sources[i].grant = NULL;
+        if (g == NULL)
+            continue;
+        if (done)
+            kvf_grant_done(g);
+        else
+            kvf_grant_abort(g);
+    }
+}
+
+/* What the request asked for, group by group. */
+static struct kvf_filled *fill_groups(const struct kvf_pull *p)
+{
+    const struct kvf_side *d = &p->layout->decl.side;
+    const struct kvf_request r = {.n_tokens = p->n_tokens,
+                                  .ids = {NULL, p->ids}};
+    struct kvf_filled *f = calloc(p->blocks.n + 1u, sizeof *f);
+
+    for (unsigned i = 0; f != NULL && i < p->blocks.n; i++) {
+        unsigned g = p->blocks.groups[i].group;
+        struct kvf_span w = kvf_want(d, g, &r);
+
+        if (d->groups[g].kind == KVF_GSSM) /* a state is that of all tokens */
+            w = (struct kvf_span){0, p->ids[g].n != 0 ? p->n_tokens : 0};
+        f[i].group = g;
+        f[i].first_token = w.lo < w.hi ? w.lo : p->n_tokens;
+        f[i].tokens = w.lo < w.hi ? w.hi - w.lo : 0;
+    }
+    return f;
+}
+
+static const char *transport_of(const struct kvf_pull *p)
+{
+    const char *name = NULL;
+
+    for (unsigned i = 0; i < p->n_sources; i++) {
+        const struct kvf_pull_source *s = &p->sources[i];
+
+        if (s->bytes == 0)
+            continue;
+        if (name != NULL && strcmp(name, s->transport) != 0)
+            return "mixed";
+        name = s->transport;
+    }
+    return name != NULL ? name : "none";
+}
+
+static void log_ok(const struct kvf_pull *p, const struct kvf_pull_result *r)
+{
+    uint64_t us = r->total_us != 0 ? r->total_us : 1;
+    char key[512];
+
+    if (!kvf_log_on(KVF_LOG_INFO))
+        return;
+    kvf_log(KVF_LOG_INFO, "KVF PULL",
+            "request=%s rank=%" PRId64 " bytes=%" PRIu64 " reads=%" PRIu64
+            " sources=%u asked=%u transport=%s attempts=%u lookup_us=%" PRIu64
+            " plan_us=%" PRIu64 " transfer_us=%" PRIu64 " total_us=%" PRIu64
+            " MBps=%.1f",
+            kvf_log_key(key, sizeof key, p->request_id, p->request_len),
+            p->layout->decl.rank, r->bytes, r->reads, r->n_sources,
+            p->n_sources, r->transport, r->attempts, r->lookup_us, r->plan_us,
+            r->transfer_us, r->total_us, (double)r->bytes / (double)us);
+}
+
+static void log_failure(const struct kvf_pull *p,
+                        const struct kvf_pull_result *r)
+{
+    char key[512];
+
+    kvf_log(r->status == KVF_CANCELLED ? KVF_LOG_DEBUG : KVF_LOG_WARN,
+            "KVF PULL",
+            "request=%s rank=%" PRId64
+            " failed status=%s attempts=%u after_ms=%" PRIu64 ": %s",
+            kvf_log_key(key, sizeof key, p->request_id, p->request_len),
+            p->layout->decl.rank, kvf_status_name(r->status), r->attempts,
+            r->total_us / 1000, r->text);
+}
+
+static void finish(struct kvf_pull *p)
+{
+    struct kvf_worker *from = calloc(p->n_sources + 1u, sizeof *from);
+    struct kvf_filled *filled = fill_groups(p);
+    struct kvf_stats *st = p->ps->env.stats;
+    struct kvf_pull_result r = {.status = KVF_OK,
+                                .text = "",
+                                .sources = from,
+                                .filled = filled,
+                                .n_filled = p->blocks.n,
+                                .transport = transport_of(p)};
+
+    if (from == NULL || filled == NULL) {
+        struct kvf_why why;
+
+        free(from);
+        free(filled);
+        kvf_fail(&why, KVF_NO_SPACE, "out of memory for the reply");
+        kvf_pull_fail(p, &why);
+        return;
+    }
+    p->state = KVF_PULL_OVER;
+    for (unsigned i = 0; i < p->n_sources; i++) {
+        const struct kvf_pull_source *s = &p->sources[i];
+
+        r.bytes += (uint64_t)s->bytes;
+        r.reads += s->xfer_made ? s->xfer.runs_done : 0;
+        if (s->bytes != 0)
+            from[r.n_sources++] = s->worker;
+    }
+    fill_timing(p, &r);
+    if (p->ops->reply(p->arg, &r) < 0) {
+        st->pull_failed++;
+        end_claims(p, false); /* nobody knows that it has them */
+    } else {
+        end_claims(p, true);
+        log_ok(p, &r);
+        st->pulls++;
+        st->pull_bytes += r.bytes;
+        st->pull_reads += r.reads;
+    }
+    free(from);
+    free(filled);
+    pull_free(p);
+}
+
+static void answer_failure(struct kvf_pull *p)
+{
+    struct kvf_stats *st = p->ps->env.stats;
+    struct kvf_pull_result r = {.status = p->status,
+                                .text = p->text != NULL ? p->text : ""};
+
+    p->state = KVF_PULL_OVER;
+    fill_timing(p, &r);
+    st->pull_failed++;
+    st->timeouts += r.status == KVF_TIMEOUT || r.status == KVF_TRANSFER_TIMEOUT;
+    log_failure(p, &r);
+    end_claims(p, false);
+    (void)p->ops->reply(p->arg, &r);
+    pull_free(p);
+}
+
+void kvf_pull_because(struct kvf_pull *p, enum kvf_status status,
+                      const char *fmt, ...)
+{
+    struct kvf_why why;
+    va_list ap;
+
+    if (p->status != KVF_OK)
+        return;
+    va_start(ap, fmt);
+    vsnprintf(why.text, sizeof why.text, fmt, ap);
+    va_end(ap);
+    p->status = status;
+    p->text = strdup(why.text);
+}
+
+static bool quiet(const struct kvf_pull *p)
+{
+    for (unsigned i = 0; i < p->n_sources; i++)
+        if (p->sources[i].state == KVF_SOURCE_MOVING)
+            return false;
+    return true;
+}
+
+void kvf_pull_check_quiet(struct kvf_pull *p)
+{
+    if (quiet(p))
+        kvf_task_post(p->ps->env.sched, &p->task);
+}
+
+void kvf_pull_fail(struct kvf_pull *p, const struct kvf_why *why)
+{
+    struct kvf_sched *sched = p->ps->env.sched;
+
+    kvf_pull_because(p, why->status, "%s", why->text);
+    if (p->state >= KVF_PULL_DRAINING)
+        return;
+    p->state = KVF_PULL_DRAINING;
+    kvf_timer_cancel(sched, &p->deadline);
+    kvf_timer_cancel(sched, &p->pause);
+    kvf_peer_unask(&p->ask);
+    for (unsigned i = 0; i < p->n_sources; i++) {
+        struct kvf_pull_source *s = &p->sources[i];
+
+        kvf_timer_cancel(sched, &s->pause);
+        kvf_peer_unask(&s->ask);
+        if (s->state == KVF_SOURCE_MOVING)
+            kvf_scatter_cancel(&s->xfer);
+    }
+    kvf_pull_check_quiet(p);
+}
+
+void kvf_pull_check_complete(struct kvf_pull *p)
+{
+    for (unsigned i = 0; i < p->n_sources; i++)
+        if (p->sources[i].state != KVF_SOURCE_COMPLETE)
+            return;
+    if (p->state == KVF_PULL_MOVING)
+        kvf_task_post(p->ps->env.sched, &p->task);
+}
+
+static void on_task(struct kvf_task *t)
+{
+    struct kvf_pull *p = kvf_container_of(t, struct kvf_pull, task);
+    struct kvf_why why;
+
+    if (p->state == KVF_PULL_DRAINING) {
+        answer_failure(p);
+    } else if (p->stopping) {
+        kvf_fail(&why, p->status, "%s", p->text != NULL ? p->text : "");
+        kvf_pull_fail(p, &why);
+    } else if (p->state == KVF_PULL_LOCATING) {
+        kvf_pull_begin(p);
+    } else {
+        finish(p);
+    }
+}
+
+static void on_deadline(struct kvf_timer *t)
+{
+    struct kvf_pull *p = kvf_container_of(t, struct kvf_pull, deadline);
+    unsigned long long ms =
+        (p->ps->env.sched->now_ns - p->t_start) / KVF_NS_PER_MS;
+    uint64_t done = 0, all = 0;
+    struct kvf_why why;
+
+    if (!p->planned) {
+        kvf_pull_why_waiting(p, ms, &why);
+    } else {
+        for (unsigned i = 0; i < p->n_sources; i++) {
+            all += (uint64_t)p->sources[i].bytes;
+            if (p->sources[i].xfer_made)
+                done += p->sources[i].xfer.bytes_done;
+        }
+        kvf_fail(&why, KVF_TRANSFER_TIMEOUT,
+                 "%" PRIu64 " of %" PRIu64 " bytes had come after %llu ms",
+                 done, all, ms);
+    }
+    kvf_pull_fail(p, &why);
+}
+
+/* ---- the beginning --------------------------------------------------------
+ */
+
+static int find_entry(struct kvf_pull *p, const struct kvf_req_pull *r,
+                      struct kvf_why *why)
+{
+    const struct kvf_conf *c = p->ps->env.conf;
+
+    p->has_handle = r->has_handle;
+    if (r->has_handle) {
+        p->tag = r->tag;
+        p->incarnation = r->incarnation;
+        snprintf(p->host, sizeof p->host, "%s", r->source.host);
+        p->port = r->source.port;
+        return 0;
+    }
+    /* Rank 0 is always there, and knows how its stage is cut. */
+    p->expect = (struct kvf_worker){
+        .stage = (uint32_t)r->from.stage,
+        .rank = r->from.has_rank ? (uint32_t)r->from.rank : 0,
+        .replica =
+            r->from.has_replica ? (uint32_t)r->from.replica : c->self.replica};
+    p->has_expect = true;
+    return kvf_directory_find(p->ps->env.peers, &p->expect, p->host,
+                              sizeof p->host, &p->port, why);
+}
+
+static int copy_request(struct kvf_pull *p, struct kvf_req_pull *r,
+                        struct kvf_why *why)
+{
+    p->request_id = malloc(r->request_id.len + 1);
+    p->ids = kvf_ids_of(&p->blocks, p->layout->decl.side.n_groups);
+    if (p->request_id == NULL || p->ids == NULL)
+        return kvf_fail(why, KVF_NO_SPACE, "out of memory for a pull");
+    memcpy(p->request_id, r->request_id.p, r->request_id.len);
+    p->request_id[r->request_id.len] = '\0';
+    p->request_len = r->request_id.len;
+    return kvf_ids_check(p->layout, &p->blocks, p->ids, why);
+}
+
+int kvf_pull_start(struct kvf_pulls *ps, struct kvf_layout *layout,
+                   struct kvf_req_pull *req, uint64_t timeout_ms,
+                   const struct kvf_pull_ops *ops, void *arg,
+                   struct kvf_pull **out, struct kvf_why *why)
+{
+    struct kvf_sched *sched = ps->env.sched;
+    struct kvf_pull *p = calloc(1, sizeof *p);
+    int rc;
+
+    if (p == NULL)
+        return kvf_fail(why, KVF_NO_SPACE, "out of memory for a pull");
+    p->ps = ps;
+    p->ops = ops;
+    p->arg = arg;
+    p->layout = kvf_layout_hold(layout);
+    p->blocks = req->blocks;
+    memset(&req->blocks, 0, sizeof req->blocks);
+    kvf_list_init(&p->node);
+    kvf_list_init(&p->user.node);
+    kvf_timer_init(&p->deadline, on_deadline);
+    kvf_timer_init(&p->pause, NULL);
+    kvf_task_init(&p->task, on_task);
+    rc = copy_request(p, req, why);
+    if (rc == 0)
+        rc = find_entry(p, req, why);
+    if (rc < 0) {
+        pull_free(p);
+        return rc;
+    }
+    p->t_start = sched->now_ns;
+    if (timeout_ms != 0)
+        kvf_timer_set(sched, &p->deadline,
+                      p->t_start + timeout_ms * KVF_NS_PER_MS);
+    kvf_list_push_back(&ps->all, &p->node);
+    ps->running++;
+    kvf_task_post(sched, &p->task);
+    *out = p;
+    return 0;
+}
+
+void kvf_pull_cancel(struct kvf_pull *p, enum kvf_status status,
+                     const char *text)
+{
+    if (p->state >= KVF_PULL_DRAINING || p->stopping)
+        return;
+    kvf_pull_because(p, status, "%s", text);
+    p->stopping = true;
+    kvf_task_post(p->ps->env.sched, &p->task);
+}
+
+void kvf_pulls_gauges(const struct kvf_pulls *ps, struct kvf_pulls_gauges *out)
+{
+    struct kvf_pulls_gauges g = {.running = ps->running};
+
+    kvf_list_for_each (n, &ps->all) {
+        const struct kvf_pull *p = kvf_container_of(n, struct kvf_pull, node);
+
+        g.waiting += p->state < KVF_PULL_MOVING;
+        g.moving += p->state == KVF_PULL_MOVING;
+        g.draining += p->state == KVF_PULL_DRAINING;
+        for (unsigned i = 0; i < p->n_sources; i++)
+            g.bytes +=
+                (uint64_t)p->sources[i].bytes -
+                (p->sources[i].xfer_made ? p->sources[i].xfer.bytes_done : 0);
+    }
+    *out = g;
+}

@@ -1,0 +1,123 @@
+/* What the files of a pull share; nobody else includes it. */
+#ifndef KVF_REQUEST_PULLS_PRIVATE_H
+#define KVF_REQUEST_PULLS_PRIVATE_H
+
+#include "request/pulls.h"
+#include "transport/scatter.h"
+
+/* Of one source. */
+#define KVF_SOURCE_STATES(X)                                                   \
+    X(CONNECTING, "its daemon has no session with us")                         \
+    X(ASKING, "the lookup is there, perhaps parked")                           \
+    X(GRANTED, "its claim is ours; others are awaited")                        \
+    X(MOVING, "a transport may write into our memory")                         \
+    X(PAUSED, "an attempt failed; the next one is awaited")                    \
+    X(COMPLETE, "every byte of it is in place")
+
+enum kvf_source_state {
+#define KVF_SOURCE_ENUM(name, truth) KVF_SOURCE_##name,
+    KVF_SOURCE_STATES(KVF_SOURCE_ENUM)
+#undef KVF_SOURCE_ENUM
+};
+
+/* Of the whole. */
+enum kvf_pull_state {
+    KVF_PULL_LOCATING,
+    KVF_PULL_ASKING,
+    KVF_PULL_MOVING,
+    KVF_PULL_DRAINING, /* given up; a transport may still touch memory */
+    KVF_PULL_OVER
+};
+
+struct kvf_pull_source { /* a P rank of the window */
+    struct kvf_pull *pull;
+    enum kvf_source_state state;
+    int64_t rank;
+    struct kvf_worker worker;
+    char host[KVF_CONF_TEXT];
+    uint16_t port;
+    struct kvf_peer *peer;
+    struct kvf_peer_user user;
+    struct kvf_ask ask;
+    struct kvf_grant *grant;
+    struct kvf_timer pause;
+    /* plan */
+    struct kvf_pair *pair;
+    struct kvf_plan plan;
+    struct kvf_plan_iter iter;
+    int64_t bytes;
+    /* moving */
+    struct kvf_scatter xfer;
+    bool xfer_made;
+    unsigned attempts, proto_at;
+    uint64_t t_out;
+    const char *transport;
+};
+
+struct kvf_pull {
+    struct kvf_list node;
+    struct kvf_pulls *ps;
+    const struct kvf_pull_ops *ops;
+    void *arg;
+    enum kvf_pull_state state;
+    bool planned;
+
+    /* the request */
+    struct kvf_layout *layout;
+    char *request_id;
+    size_t request_len;
+    bool has_handle;
+    struct kvf_id tag, incarnation;
+    struct kvf_req_blocks blocks;
+    struct kvf_ids *ids; /* by group; points into blocks */
+
+    /* where it asks first */
+    bool has_expect;
+    struct kvf_worker expect;
+    char host[KVF_CONF_TEXT];
+    uint16_t port;
+    struct kvf_peer *peer;
+    struct kvf_peer_user user;
+    struct kvf_ask ask;
+    struct kvf_timer pause;
+    int64_t tp, pp; /* of the sender */
+
+    struct kvf_pull_source *sources;
+    unsigned n_sources;
+    int64_t n_tokens;
+
+    struct kvf_timer deadline;
+    struct kvf_task task;
+    uint64_t t_start, t_granted, t_planned, t_done;
+    enum kvf_status status;
+    char *text;
+    bool stopping;
+};
+
+struct kvf_pulls {
+    struct kvf_pulls_env env;
+    struct kvf_list all;
+    unsigned running;
+};
+
+/* pulls.c */
+/* Gives the whole up; the first cause is the answer. The pull may be gone. */
+void kvf_pull_fail(struct kvf_pull *p, const struct kvf_why *why);
+void kvf_pull_because(struct kvf_pull *p, enum kvf_status status,
+                      const char *fmt, ...)
+    __attribute__((format(printf, 3, 4)));
+/* A source is complete: the whole may be. */
+void kvf_pull_check_complete(struct kvf_pull *p);
+/* A source that was given up is quiet. */
+void kvf_pull_check_quiet(struct kvf_pull *p);
+/* pull_locate.c */
+void kvf_pull_begin(struct kvf_pull *p);
+void kvf_source_ask(struct kvf_pull_source *s);
+/* Why no answer has come until now; for the deadline. */
+void kvf_pull_why_waiting(const struct kvf_pull *p, unsigned long long ms,
+                          struct kvf_why *why);
+/* pull_move.c */
+void kvf_pull_plan(struct kvf_pull *p);
+void kvf_source_move(struct kvf_pull_source *s);
+void kvf_source_on_lost(struct kvf_grant *g, const struct kvf_why *why);
+#endif
