@@ -136,11 +136,12 @@ static void child(const struct pair *p, const struct pair_daemon *d,
     path_of(d, "conf", conf);
     path_of(d, "ready", ready);
     path_of(d, "out", out);
-    if (freopen(out, "ae", stderr) == NULL || dup2(STDERR_FILENO, 1) < 0 ||
-        freopen("/dev/null", "re", stdin) == NULL)
+    if (freopen(out, "a", stderr) == NULL || dup2(STDERR_FILENO, 1) < 0 ||
+        freopen("/dev/null", "r", stdin) == NULL)
         _exit(1);
     execlp(program, program, conf, "--ready-file", ready, (char *)NULL);
     fprintf(stderr, "%s: %s\n", program, strerror(errno));
+    fflush(stderr); /* it is a file now */
     _exit(127);
 }
 

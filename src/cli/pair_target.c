@@ -144,12 +144,12 @@ static int tell(struct target *t)
              v6 ? "[" : "", m.source_host, v6 ? "]" : "", m.source_port,
              t->p->window, t->data.size, t->data.offset, t->info.endpoint,
              t->info.daemon_pid, (long)getpid());
-    fputs(line, stdout);
-    fflush(stdout);
     if (t->p->ready_file != NULL && to_file(t->p->ready_file, line) != 0) {
         perror(t->p->ready_file);
         return CLI_IO;
     }
+    fputs(line, stdout);
+    fflush(stdout);
     return 0;
 }
 
