@@ -322,16 +322,21 @@ static void build(struct kvf_rdma_link *l, struct chain *c)
  * posts there is what a good millisecond moves. */
 static void learn_burst(struct kvf_rdma *r, uint64_t bytes, uint64_t ns)
 {
-    if (ns > POST_NS && bytes >= BURST_MIN) {
-        uint64_t fits =
-            (uint64_t)((double)bytes * (double)POST_NS / (double)ns) &
-            ~(BURST_MIN - 1);
+    uint64_t rate, fits;
 
-        r->burst = fits > BURST_MIN ? fits : BURST_MIN;
-    } else if (ns < POST_NS / 4 && r->burst < r->conf.burst &&
-               bytes >= r->burst) {
-        r->burst = r->burst * 2 < r->conf.burst ? r->burst * 2 : r->conf.burst;
-    }
+    if (bytes < BURST_MIN)
+        return;
+    rate = ns * 1024 / bytes; /* for a KiB */
+    /* Slowly, and not at once by much: we may have been interrupted. */
+    if (r->post_rate != 0 && rate > 4 * r->post_rate)
+        rate = 4 * r->post_rate;
+    r->post_rate = r->post_rate == 0 ? rate : (7 * r->post_rate + rate) / 8;
+    if (r->post_rate == 0)
+        r->post_rate = 1;
+    fits = POST_NS * 1024 / r->post_rate & ~(BURST_MIN - 1);
+    r->burst = fits < BURST_MIN ? BURST_MIN : fits;
+    if (r->burst > r->conf.burst)
+        r->burst = r->conf.burst;
 }
 
 static void post_chain(struct kvf_rdma_link *l, const struct chain *c,
