@@ -1,0 +1,24 @@
+"""One guest: memory that engines registered, over rdma."""
+import pytest
+import vm_daemon
+from vm_daemon import ENV, TRANSPORT, SLOW, until
+
+
+@pytest.fixture
+def ab(guest, start):
+    a = start(guest, 0).start()
+    b = start(guest, 1).knows(a).start()
+    return a, b
+
+
+def test_regions_are_read_and_written_in_place(ab):
+    a, b = ab
+    a.g.sh("head -c 200000 /dev/urandom >/tmp/in")
+    a.put("warm", "/tmp/in")
+    assert b.get("warm", "/tmp/out")["transport"] == TRANSPORT
+    before = vm_daemon.snapshot(a, b)
+    text = a.g.sh(f"{ENV}regions {a.endpoint} {b.endpoint} {TRANSPORT}",
+                  60 * SLOW)
+    assert "REGIONS OK" in text, text
+    # What was registered for them is registered no more.
+    until(lambda: vm_daemon.snapshot(a, b) == before, "the objects of before")
