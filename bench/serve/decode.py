@@ -3,6 +3,7 @@
 It never sees a prompt. Requests are fetched side by side and then decoded
 together, one token each in every step.
 """
+import itertools
 import json
 import logging
 import os
@@ -12,7 +13,7 @@ import time
 import traceback
 
 from model import as_input, choose
-from stage import Blocks, Ranks, StageError, serve
+from stage import Blocks, Ranks, StageError, from_json, serve
 
 
 class Sequence:
@@ -32,6 +33,8 @@ class Decode:
                              options["timeout"])
         self.ranks = Ranks("decode", options, config, weights, 1)
         self.active = []
+        self.fetching = {}  # request: its sequence
+        self.tries = itertools.count()
         self.more = threading.Condition()
         threading.Thread(target=self.loop, daemon=True).start()
 
@@ -68,24 +71,18 @@ class Decode:
             raise StageError("INVALID", f"max_tokens {n}", "decode")
         limit = min(float(body.get("timeout", 1e9)), self.options["timeout"])
         began = time.perf_counter()
-        if "n_tokens" not in body:
-            # It may not even be computed: what will come is told first.
-            body = self.ranks.call("head", only=0, rid=rid,
-                                   timeout=limit)[0]["head"]
-        total = body["n_tokens"] + n
-        if total > self.config.max_tokens:
-            raise StageError("TOO_LARGE", f"{total} tokens; the model takes "
-                             f"{self.config.max_tokens}", "decode")
-        blocks = self.blocks.take(total)
-        name = f"{rid}#{began}"  # a request may be tried again
+        name = f"{rid}#{next(self.tries)}"  # it may be tried again
+        with self.more:
+            self.fetching[rid] = name
         try:
-            got = self.ranks.call(
-                "fetch", abort={"seq": name}, rid=rid, seq=name, blocks=blocks,
-                n_tokens=body["n_tokens"], chunk=body["chunk"],
-                groups=body["groups"], timeout=limit)
-        except BaseException:
-            self.blocks.give(blocks)
-            raise
+            if "n_tokens" not in body:
+                # It may not even be computed: what will come is told first.
+                body = self.ranks.call("head", only=0, rid=rid, seq=name,
+                                       timeout=limit)[0]["head"]
+            blocks, got = self.fetch_blocks(rid, name, body, n, limit)
+        finally:
+            with self.more:
+                self.fetching.pop(rid, None)
         ms = (time.perf_counter() - began) * 1000
         size = sum(a["bytes"] for a in got)
         how = sorted({h for a in got for h in a["how"]})
@@ -93,6 +90,22 @@ class Decode:
                      " ".join(how), ms)
         return (Sequence(name, body["n_tokens"], body["last_token"], n),
                 blocks, {"fetch_ms": round(ms, 2), "bytes": size, "how": how})
+
+    def fetch_blocks(self, rid, name, body, n, limit):
+        total = body["n_tokens"] + n
+        if total > self.config.max_tokens:
+            raise StageError("TOO_LARGE", f"{total} tokens; the model takes "
+                             f"{self.config.max_tokens}", "decode")
+        blocks = self.blocks.take(total)
+        try:
+            return blocks, self.ranks.call(
+                "fetch", abort={"seq": name}, rid=rid, seq=name, blocks=blocks,
+                n_tokens=body["n_tokens"], chunk=body["chunk"],
+                groups=body["groups"], timeout=limit,
+                handles=from_json(body.get("handles", {})))
+        except BaseException:
+            self.blocks.give(blocks)
+            raise
 
     def decode(self, http, body):
         """{"request_id", "max_tokens", what /prefill answered} -> a line of
@@ -124,10 +137,19 @@ class Decode:
         self.ranks.call("close", seq=s.rid)
         self.blocks.give(blocks)
 
+    def abort(self, http, body):
+        """What a request waits for will not come."""
+        with self.more:
+            name = self.fetching.get(str(body["request_id"]))
+        if name is not None:
+            self.ranks.call("abort", seq=name)
+        return {"aborted": name is not None}
+
     def health(self, http, body):
         return {"status": "ok", "free_blocks": len(self.blocks),
                 "active": len(self.active), "ranks": self.ranks.pids}
 
     def run(self, port, ready):
         serve(port, {"/decode": lambda h, b: self.decode(h, b),
+                     "/abort": lambda h, b: self.abort(h, b),
                      "/health": lambda h, b: self.health(h, b)}, ready)

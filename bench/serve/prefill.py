@@ -4,7 +4,7 @@ import threading
 import time
 
 from model import encode
-from stage import Blocks, Ranks, StageError, serve
+from stage import Blocks, Ranks, StageError, serve, to_json
 
 
 class Prefill:
@@ -15,7 +15,8 @@ class Prefill:
                              options["timeout"])
         self.ranks = Ranks("prefill", options, config, weights, 0)
         self.one = threading.Lock()  # one prompt at a time
-        self.held = {}               # request: (blocks, ranks that read them)
+        self.lock = threading.Lock()
+        self.held = {}               # request: (blocks, ranks that hold them)
         self.ranks.on_retired = self.retired
 
     def prefill(self, http, body):
@@ -33,22 +34,31 @@ class Prefill:
               "groups": o["groups"], "last_token": tokens[-1]}
         began = time.perf_counter()
         with self.one:
+            if len(self.blocks) * self.blocks.size < kv["n_tokens"]:
+                self.ranks.call("check")  # events of a dead daemon do not come
             blocks = self.blocks.take(kv["n_tokens"])
-            try:
-                got = self.ranks.call("prefill", rid=rid, tokens=tokens[:-1],
-                                      blocks=blocks, chunk=o["chunk"],
-                                      groups=o["groups"],
-                                      head=kv if o["overlap"] else None)
-            finally:
-                self.blocks.give(blocks)
+            with self.lock:
+                self.held[rid] = (blocks, set(range(len(self.ranks.pids))))
+            got = self.ranks.call("prefill", rid=rid, tokens=tokens[:-1],
+                                  blocks=blocks, chunk=o["chunk"],
+                                  groups=o["groups"],
+                                  head=kv if o["overlap"] else None)
         ms = (time.perf_counter() - began) * 1000
         sent = sum(a["sent"] for a in got)
         logging.info("%s: %d tokens, %d bytes of KV cache, %.1f ms", rid,
                      len(tokens), sent, ms)
-        return {**kv, "bytes": sent, "ms": round(ms, 2)}
+        return {**kv, "handles": to_json(got[0]["handles"]), "bytes": sent,
+                "ms": round(ms, 2)}
 
     def retired(self, rank, rid):
-        pass
+        """Nobody reads a request's blocks at that rank any more."""
+        with self.lock:
+            blocks, ranks = self.held.get(rid, ([], set()))
+            ranks.discard(rank)
+            if ranks or not blocks:
+                return
+            del self.held[rid]
+        self.blocks.give(blocks)
 
     def drop(self, http, body):
         """The decode stage will not fetch it."""

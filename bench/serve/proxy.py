@@ -72,34 +72,43 @@ class Proxy:
             if not self.options["overlap"]:
                 yield from self.tokens(request, self.prefill(ask))
                 return
-            failed = []
+            failed, ended = [], threading.Event()
 
             def prefill():
                 try:
                     self.prefill(ask)
                 except StageError as e:
                     failed.append(e)
+                    # It may not have been asked yet.
+                    while not ended.is_set() and not self.tell(
+                            "decode", "/abort", request["request_id"]
+                            ).get("aborted"):
+                        ended.wait(0.05)
             t = threading.Thread(target=prefill)
             t.start()
             try:
                 yield from self.tokens(request, {})
             except StageError:
+                ended.set()
                 t.join()
                 if failed:  # the cause; what decode says follows from it
                     raise failed[0] from None
                 raise
+            ended.set()
             t.join()
         except StageError:
-            self.drop(request["request_id"])
+            self.tell("prefill", "/drop", request["request_id"])
             raise
 
-    def drop(self, rid):
+    def tell(self, where, path, rid):
+        """Something that the other will find out by itself, but later."""
         try:
-            c, r = self.post("prefill", "/drop", {"request_id": rid})
-            r.read()
+            c, r = self.post(where, path, {"request_id": rid})
+            reply = json.loads(r.read())
             c.close()
-        except (StageError, OSError):
-            pass
+            return reply
+        except (StageError, OSError, ValueError):
+            return {}
 
     def completions(self, h, body):
         request = {"request_id": f"cmpl-{uuid.uuid4().hex[:16]}",

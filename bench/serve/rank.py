@@ -16,7 +16,8 @@ import numpy as np
 
 import kvferry
 from model import Model
-from transfer import Link, get_head, pieces, put_head, transfer_of
+from transfer import (Link, pieces, put_head, read_head, start_head,
+                      transfer_of)
 
 
 class Rank:
@@ -25,12 +26,15 @@ class Rank:
         self.channel = channel
         tp = options["prefill_tp" if stage == 0 else "decode_tp"]
         self.model = Model(config, weights, tp, rank, reduce)
-        self.link = Link(options, config, stage, tp, rank)
+        self.link = Link(options, config, stage, tp, rank,
+                         self.on_event if stage == 0 else None)
         self.cache = self.link.cache
+        self.heads = {}
         self.transfer = transfer_of(options, self.link, self.retired)
 
     def serve(self):
         """Until the server closes the channel."""
+        self.transfer.ensure()
         self.channel.send({"ready": os.getpid()})
         while True:
             try:
@@ -38,7 +42,7 @@ class Rank:
             except EOFError:
                 return
             op = getattr(self, "do_" + m["op"])
-            if m["op"] in ("fetch", "head", "drop"):
+            if m["op"] in ("fetch", "head", "drop", "check"):
                 threading.Thread(target=self.beside, args=(op, m),
                                  daemon=True).start()
             else:
@@ -60,8 +64,11 @@ class Rank:
             self.channel.send({"id": m["id"], "error": "INTERNAL",
                                "message": repr(e)})
 
+    def on_event(self, event):
+        self.transfer.on_event(event)
+
     def retired(self, rid):
-        """All readers have read a publication of that request."""
+        """Nothing of that request is read here any more."""
         self.channel.send({"retired": rid})
 
     # ---- prefill -----------------------------------------------------------
@@ -73,16 +80,20 @@ class Rank:
         one."""
         rid, tokens, chunk = m["rid"], np.array(m["tokens"]), m["chunk"]
         self.cache.open(rid, m["blocks"])
+        self.transfer.begin(rid)
         overlap = m["head"] is not None
         todo = pieces(self.config, len(tokens), chunk if overlap else 0,
                       m["groups"])
-        state = {"sent": 0, "error": None}
+        state = {"sent": 0, "error": None, "handles": {}}
 
         def send(piece):
             if state["error"] is not None:
                 return
             try:
-                state["sent"] += self.transfer.send(rid, piece)
+                handle, size = self.transfer.send(rid, piece)
+                state["sent"] += size
+                if handle is not None:
+                    state["handles"][piece.name] = handle
             except kvferry.KvferryError as e:
                 state["error"] = e
         try:
@@ -104,9 +115,12 @@ class Rank:
                 send(piece)
         finally:
             self.cache.close(rid)
-        if state["error"] is not None:
-            self._give_up(rid, todo, state["error"])
-        return {"sent": state["sent"]}
+        try:
+            if state["error"] is not None:
+                self._give_up(rid, todo, state["error"])
+        finally:
+            self.transfer.finish(rid)
+        return {"sent": state["sent"], "handles": state["handles"]}
 
     def _give_up(self, rid, todo, error):
         try:
@@ -117,27 +131,39 @@ class Rank:
             pass  # then they hear of the daemon
         raise error
 
+    def do_check(self, m):
+        """Is the daemon the same one, and what it was told still true?"""
+        self.transfer.ensure()
+
     def do_drop(self, m):
         return {"dropped": self.transfer.drop(m["rid"])}
 
     # ---- decode ------------------------------------------------------------
 
     def do_head(self, m):
-        return {"head": get_head(self.link.client, m["rid"], m["timeout"])}
+        self.heads[m["seq"]] = pending = start_head(self.link, m["rid"],
+                                                    m["timeout"])
+        try:
+            return {"head": read_head(pending)}
+        finally:
+            del self.heads[m["seq"]]
 
     def do_fetch(self, m):
         self.cache.open(m["seq"], m["blocks"])
         todo = pieces(self.config, m["n_tokens"], m["chunk"], m["groups"])
         try:
             size, how = self.transfer.fetch(m["rid"], m["seq"], todo,
-                                            m["timeout"])
+                                            m["handles"], m["timeout"])
         except BaseException:
-            self.cache.close(m["seq"])
+            self.do_close(m)
             raise
         return {"bytes": size, "how": how}
 
     def do_abort(self, m):
-        self.transfer.abort(m["seq"])
+        if m["seq"] in self.heads:
+            self.heads[m["seq"]].cancel()
+        else:
+            self.transfer.abort(m["seq"])
 
     def do_step(self, m):
         """One token for each of several sequences."""
@@ -146,6 +172,7 @@ class Rank:
 
     def do_close(self, m):
         self.cache.close(m["seq"])
+        self.transfer.closed(m["seq"])
 
 
 def run(*args):

@@ -35,6 +35,20 @@ class StageError(Exception):
                           "where": self.where}}
 
 
+def to_json(x):
+    """Maps whose bytes become {"hex": ...}; from_json is the reverse."""
+    if isinstance(x, bytes):
+        return {"hex": x.hex()}
+    return {k: to_json(v) for k, v in x.items()} if isinstance(x, dict) else x
+
+
+def from_json(x):
+    if isinstance(x, dict):
+        return bytes.fromhex(x["hex"]) if set(x) == {"hex"} else \
+            {k: from_json(v) for k, v in x.items()}
+    return x
+
+
 class Ranks:
     """The rank processes. call() asks all of them."""
 

@@ -1,6 +1,9 @@
 """How the KV cache of a request gets from the prefill ranks to the decode
 ranks: pieces of it, each some layers of some tokens.
 
+PullTransfer  a prefill rank publishes the blocks of the piece where they lie;
+              a decode rank pulls what it needs of them into its own blocks,
+              from whichever ranks have it. Nothing is copied by engines.
 KeyTransfer   a key per rank and piece: the prefill rank copies the piece into
               a buffer of its daemon's pool and puts it; a decode rank gets the
               pieces of those ranks that have its heads.
@@ -11,6 +14,8 @@ soon as it is computed, while the decode ranks already wait for it; a `head`
 that is sent first tells them what will come.
 """
 import dataclasses
+import hashlib
+import threading
 import time
 from typing import List
 
@@ -74,7 +79,7 @@ class Link:
     def __init__(self, options, config, stage, tp, rank, on_event=None):
         self.config, self.tp, self.rank = config, tp, rank
         self.peers = {0: options["prefill_tp"], 1: options["decode_tp"]}
-        self.ttl = options["ttl"]
+        self.ttl, self.groups = options["ttl"], options["groups"]
         self.client = kvferry.Client(
             options["endpoints"][stage][rank], name=f"serve-{stage}-{rank}",
             connect_timeout=10, on_event=on_event)
@@ -133,8 +138,10 @@ class Fetch:
 
 
 class KeyTransfer:
-    def __init__(self, link):
-        self.link = link
+    """As PullTransfer; the pieces are copies, so nothing is held."""
+
+    def __init__(self, link, retired):
+        self.link, self.retired = link, retired
         self.client, self.cache = link.client, link.cache
         p, d = link.peers[0], link.peers[1]
         self.readers = sum(link.rank in sources(link.config, p, d, r)
@@ -149,19 +156,32 @@ class KeyTransfer:
 
     # ---- at the prefill rank -----------------------------------------------
 
+    def ensure(self):
+        """Nothing of it is known to the daemon."""
+
+    def on_event(self, event):
+        pass
+
+    def begin(self, rid):
+        pass
+
+    def finish(self, rid):
+        self.retired(rid)
+
     def send(self, rid, piece):
-        """Copies the piece out of the cache and puts it."""
+        """Copies the piece out of the cache and puts it; returns no handle
+        and its bytes."""
         if self.readers == 0:
-            return 0
+            return None, 0
         c = self.link.config
         shape = (len(piece.layers), 2, piece.end - piece.first,
                  len(self.cache.heads), c.head_dim)
         with self.client.alloc(2 * int(np.prod(shape))) as buffer:
             self.cache.read(rid, piece.layers, piece.first, piece.end,
                             buffer.numpy(np.float16, shape))
-            return self.client.put(self.key(rid, piece.name), buffer,
-                                   readers=self.readers,
-                                   ttl=self.link.ttl).size
+            return None, self.client.put(
+                self.key(rid, piece.name), buffer, readers=self.readers,
+                ttl=self.link.ttl).size
 
     def fail(self, rid, names, reason):
         """Those pieces will not come: who waits for them hears it."""
@@ -176,7 +196,7 @@ class KeyTransfer:
 
     # ---- at the decode rank ------------------------------------------------
 
-    def fetch(self, rid, seq, wanted, timeout):
+    def fetch(self, rid, seq, wanted, handles, timeout):
         """Gets all pieces of a request into a sequence of the cache, as they
         come; returns bytes and transports."""
         size, how = 0, set()
@@ -201,6 +221,177 @@ class KeyTransfer:
         for f in list(self.fetching.get(seq, ())):
             f.get.cancel()
 
+    def closed(self, seq):
+        """The sequence has ended."""
+
+
+class PullTransfer:
+    """`retired(rid)`: nothing of a request is read here any more."""
+
+    def __init__(self, link, retired):
+        self.link, self.retired = link, retired
+        self.client, self.cache = link.client, link.cache
+        self.incarnation = None
+        self.out = {}       # request: pieces that are published
+        self.fetching = {}  # sequence: its pull
+        self.aborted = set()
+        self.lock = threading.Lock()
+
+    # ---- the daemon knows the cache ----------------------------------------
+
+    def ensure(self):
+        """Registers the cache and its layout, again when the daemon is a new
+        one; what the old one had published is gone."""
+        with self.lock:
+            self.client.ping()
+            incarnation = self.client.info["incarnation"]
+            if incarnation == self.incarnation:
+                return
+            gone = [rid for rid, names in self.out.items() if "" not in names]
+            self.out = {rid: {""} for rid in self.out if rid not in gone}
+            self.client.register(self.link.region)
+            self.number = self.client.layout(**self._layout())
+            self.incarnation = incarnation
+        for rid in gone:
+            self.retired(rid)
+
+    def _layout(self):
+        c, cache = self.link.config, self.cache
+        groups = groups_of(c, self.link.groups)
+        kv = [["k", c.kv_heads, c.head_dim * 2],
+              ["v", c.kv_heads, c.head_dim * 2]]
+        return {
+            "tp": self.link.tp, "rank": self.link.rank,
+            "bs": cache.block_size, "nblocks": cache.n_blocks,
+            "order": cache.order, "kv": "split",
+            "groups": [{"kind": "full"} for _ in groups],
+            "layers": [{"name": f"layer{i}", "group": g, "kind": "attn",
+                        "comps": kv}
+                       for g, layers in enumerate(groups) for i in layers],
+            "views": [{"layer": i, "part": "kv"[part],
+                       "region": self.link.region,
+                       "off0": cache.area(i, part), "stride": cache.page,
+                       "page": cache.page}
+                      for i in range(c.layers) for part in (0, 1)]}
+
+    def _blocks(self, seq, piece):
+        """The blocks of a piece, as publish and pull take them."""
+        size = self.cache.block_size
+        first = piece.first // size
+        ids = self.cache.of[seq][first:-(-piece.end // size)]
+        return [(piece.group, first, ids.tolist())]
+
+    @staticmethod
+    def name(rid, piece):
+        return f"{rid}/{piece.name}"
+
+    # ---- at the prefill rank -----------------------------------------------
+
+    def begin(self, rid):
+        """Before the first send; `retired` comes after finish() at the
+        earliest."""
+        with self.lock:
+            self.out[rid] = {""}
+
+    def finish(self, rid):
+        self._gone(rid, "")
+
+    def send(self, rid, piece):
+        """Publishes the piece; returns its bytes and the handle."""
+        self.ensure()
+        name = self.name(rid, piece)
+        with self.lock:
+            self.out[rid].add(piece.name)
+        try:
+            handle = self.client.publish(
+                self.number, name, piece.end, self._blocks(rid, piece),
+                tag=hashlib.blake2b(name.encode(), digest_size=16).digest(),
+                ttl=self.link.ttl, notify=True)
+        except BaseException:
+            self._gone(rid, piece.name)
+            raise
+        return handle, (len(piece.layers) * 2 * (piece.end - piece.first)
+                        * len(self.cache.heads) * self.link.config.head_dim
+                        * 2)
+
+    def on_event(self, event):
+        if event.get("event") == "retired" and "request_id" in event:
+            self._gone(*event["request_id"].split("/"))
+
+    def _gone(self, rid, name):
+        with self.lock:
+            names = self.out.get(rid)
+            if names is None:
+                return
+            names.discard(name)
+            if names:
+                return
+            del self.out[rid]
+        self.retired(rid)
+
+    def fail(self, rid, names, reason):
+        """Those pieces will not come: who waits for them hears it."""
+        for name in names:
+            self.client.fail_request(f"{rid}/{name}", 0, 1, reason)
+
+    def drop(self, rid):
+        """Nobody will read what is left of a request."""
+        with self.lock:
+            names = list(self.out.get(rid, ()))
+        return sum(self.client.cleanup(f"{rid}/{n}") for n in names if n)
+
+    # ---- at the decode rank ------------------------------------------------
+
+    def fetch(self, rid, seq, wanted, handles, timeout):
+        """Pulls all pieces of a request into a sequence of the cache, as they
+        come; returns bytes and transports."""
+        size, how = 0, set()
+        until = time.monotonic() + timeout
+        for piece in wanted:
+            if seq in self.aborted:
+                raise kvferry.Cancelled("another rank has failed")
+            got = self._pull(seq, piece, {
+                "source": handles.get(piece.name) or self.name(rid, piece),
+                "from_": None if piece.name in handles else 0,
+                "timeout": max(0.001, until - time.monotonic())})
+            size += got.bytes
+            how.add(f"{got.transport}/pull")
+        return size, sorted(how)
+
+    def closed(self, seq):
+        """The sequence has ended."""
+        self.aborted.discard(seq)
+
+    def _pull(self, seq, piece, args):
+        """Once more with a new layout when the daemon is a new one, and once
+        when one of the prefill ranks' is."""
+        asked = False
+        while True:
+            self.ensure()
+            incarnation = self.incarnation
+            self.fetching[seq] = p = self.client.start_pull(
+                self.number, blocks=self._blocks(seq, piece), **args)
+            try:
+                return p.result()
+            except (kvferry.Stale, kvferry.Invalid):
+                self.client.ping()
+                if self.client.info["incarnation"] == incarnation:
+                    raise
+            except kvferry.ConnectionLost:
+                raise
+            except kvferry.PeerUnreachable:
+                if asked:
+                    raise
+                asked = True
+            finally:
+                del self.fetching[seq]
+
+    def abort(self, seq):
+        """Another rank's fetch has failed: this one ends as CANCELLED."""
+        self.aborted.add(seq)
+        p = self.fetching.get(seq)
+        if p is not None:
+            p.cancel()
 
 def put_head(link, rid, head):
     """Tells the decode stage what will come, before it is computed."""
@@ -208,11 +399,18 @@ def put_head(link, rid, head):
                     ttl=link.ttl)
 
 
-def get_head(client, rid, timeout):
-    with client.get(KeyTransfer.key(rid, "head"),
-                    kvferry.Worker(HEAD_STAGE, 0), timeout=timeout) as p:
+def start_head(link, rid, timeout):
+    """What put_head told, as a PendingGet for read_head."""
+    return link.client.start_get(KeyTransfer.key(rid, "head"),
+                                 kvferry.Worker(HEAD_STAGE, 0),
+                                 timeout=timeout)
+
+
+def read_head(pending):
+    with pending.result() as p:
         return msgpack.unpackb(p.to_bytes())
 
 
 def transfer_of(options, link, retired):
-    return KeyTransfer(link)
+    kind = PullTransfer if options["transfer"] == "pull" else KeyTransfer
+    return kind(link, retired)

@@ -10,6 +10,7 @@
 >>> client.close()
 """
 from .aio import AsyncClient
+from .blocks import Blocks, Pulled
 from .buffers import Buffer, Payload, Region, Segment, Timing
 from .client import Client, PendingGet, default_endpoint
 from .errors import (BY_STATUS, Busy, Cancelled, ClientClosed, ConnectionLost,
@@ -18,15 +19,16 @@ from .errors import (BY_STATUS, Busy, Cancelled, ClientClosed, ConnectionLost,
                      NotFound, PeerUnreachable, ShuttingDown, Stale, Timeout,
                      TooLarge, TransferTimeout, Transport, Unsupported)
 from .ops import Get, PutResult, Worker, key_for
+from .windows import Moved, Window
 
 __version__ = "0.1.0"
 __all__ = [
-    "AsyncClient", "BY_STATUS", "Buffer", "Busy", "Cancelled", "Client",
-    "ClientClosed", "ConnectionLost", "Consumed", "Corrupt", "Denied",
-    "Exists", "Expired", "Failed", "Get", "Internal", "Invalid",
-    "KvferryError", "Mismatch", "NoSpace", "NotFound", "Payload",
-    "PeerUnreachable", "PendingGet", "PutResult", "Region", "Segment",
-    "ShuttingDown", "Stale", "Timeout", "Timing", "TooLarge",
-    "TransferTimeout", "Transport", "Unsupported", "Worker",
+    "AsyncClient", "BY_STATUS", "Blocks", "Buffer", "Busy", "Cancelled",
+    "Client", "ClientClosed", "ConnectionLost", "Consumed", "Corrupt",
+    "Denied", "Exists", "Expired", "Failed", "Get", "Internal", "Invalid",
+    "KvferryError", "Mismatch", "Moved", "NoSpace", "NotFound", "Payload",
+    "PeerUnreachable", "PendingGet", "Pulled", "PutResult", "Region",
+    "Segment", "ShuttingDown", "Stale", "Timeout", "Timing", "TooLarge",
+    "TransferTimeout", "Transport", "Unsupported", "Window", "Worker",
     "default_endpoint", "key_for",
 ]

@@ -13,14 +13,16 @@ import threading
 from typing import Any, Dict, List, Optional, Sequence, Set, Union
 
 from . import ops
+from .blocks import BlockOps
 from .buffers import Buffer, Payload, Region
 from .client import default_endpoint, put_options
 from .engine import Call, Engine, Request, now
 from .errors import KvferryError, PeerUnreachable
 from .ops import From, Get, Into, PutResult
+from .windows import WindowOps
 
 
-class AsyncClient:
+class AsyncClient(BlockOps, WindowOps):
     """As Client, with coroutines; belongs to the loop that opened it.
 
     >>> async def main():

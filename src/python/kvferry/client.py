@@ -14,11 +14,13 @@ from select import POLLIN
 from typing import (Any, Callable, Dict, List, Mapping, Optional, Sequence,
                     Union)
 
-from . import ops
+from . import blocks, ops
+from .blocks import BlockOps
 from .buffers import Buffer, Payload, Region
 from .engine import INF, Call, Engine, Request, now
 from .errors import ClientClosed, KvferryError, PeerUnreachable
 from .ops import From, Get, Into, PutResult
+from .windows import WindowOps
 
 
 def default_endpoint(cluster: str = "default", stage: int = 0, rank: int = 0,
@@ -56,7 +58,7 @@ def put_options(ttl: Optional[float], readers: int, replace: bool,
     return o
 
 
-class Client:
+class Client(BlockOps, WindowOps):
     """A connection to the kvferryd of this worker.
 
     endpoint: "ipc://..."; or None for the default one of the worker that
@@ -435,6 +437,10 @@ class Client:
         return PendingGet(self, ops.get(self._engine, key, source, timeout,
                                         mode, into, generation, False))
 
+    def start_pull(self, *args: Any, **kw: Any) -> "PendingGet":
+        """Starts a pull (its arguments) and returns at once, as start_get."""
+        return PendingGet(self, blocks.pull(self._engine, *args, **kw))
+
     def next_event(self, timeout: Optional[float] = None
                    ) -> Optional[Dict[str, Any]]:
         """The next event, None after `timeout` seconds without one. Not
@@ -478,12 +484,12 @@ class Client:
 
 
 class PendingGet:
-    """A get under way, from Client.start_get."""
+    """A get or pull under way, from Client.start_get or start_pull."""
 
     def __init__(self, client: Client, op: ops.Op) -> None:
         self._client, self._op = client, op
         self._lock = threading.Lock()
-        self._payload: Optional[Payload] = None
+        self._payload: Any = None
         self._error: Optional[BaseException] = None
         self._call = client._engine.submit(op.send(None), client._on_done)
 
@@ -506,8 +512,9 @@ class PendingGet:
         except KvferryError:
             pass
 
-    def result(self) -> Payload:
-        """Waits for the payload; raises what the get raises."""
+    def result(self) -> Any:
+        """Waits for the Payload (of a pull: the Pulled); raises what the get
+        raises."""
         self._client._wait(self._call)
         with self._lock:
             if self._payload is None and self._error is None:
@@ -522,5 +529,4 @@ class PendingGet:
                     self._error = error
         if self._error is not None:
             raise self._error
-        assert self._payload is not None
         return self._payload
