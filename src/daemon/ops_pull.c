@@ -136,9 +136,6 @@ void kvf_op_pull(struct kvf_call *call)
     ss = kvf_call_memory(call);
     if (ss == NULL)
         return;
-    if (call->req->u.pull.together.p != NULL)
-        kvf_call_reply(call, KVF_UNSUPPORTED,
-                       "together: not built yet; pull alone");
-    else if (start_pull(call, ss, &why) < 0)
+    if (start_pull(call, ss, &why) < 0)
         kvf_call_why(call, &why);
 }

@@ -291,6 +291,7 @@ static struct kvf_guest *guest_new(struct kvf_peers *ps,
     kvf_timer_init(&g->tick, guest_tick);
     kvf_timer_init(&g->ended_timer, on_ended_timer);
     kvf_list_init(&g->claims);
+    kvf_list_init(&g->together);
     kvf_list_init(&g->accesses);
     kvf_list_init(&g->rooms);
     kvf_list_init(&g->engines);

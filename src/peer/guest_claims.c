@@ -488,7 +488,8 @@ void kvf_guest_on_unask(struct kvf_guest *g, uint64_t id)
     struct kvf_guest_ask *a;
 
     HASH_FIND(hh, g->asks, &id, sizeof id, a);
-    if (a == NULL && kvf_guest_unask_room(g, id))
+    if (a == NULL &&
+        (kvf_guest_unask_room(g, id) || kvf_guest_leave_together(g, id)))
         return;
     if (a == NULL)
         return; /* answered meanwhile: the getter aborts the grant */
@@ -498,6 +499,8 @@ void kvf_guest_on_unask(struct kvf_guest *g, uint64_t id)
 void kvf_guest_drop_asks(struct kvf_guest *g)
 {
     struct kvf_guest_ask *a, *next;
+
+    kvf_guest_drop_together(g);
 
     HASH_ITER (hh, g->asks, a, next) {
         ask_take_back(a);

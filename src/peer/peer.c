@@ -463,6 +463,8 @@ static void dispatch(struct kvf_peer *p, struct kvf_peer_msg *m)
         kvf_peer_on_blocks(p, m);
         break;
     case KVF_PEER_VERDICT:
+        kvf_peer_on_verdict(p, m);
+        break;
     case KVF_PEER_LAYOUT_ASK:
     case KVF_PEER_BLOCKS_ASK:
     case KVF_PEER_TOGETHER:

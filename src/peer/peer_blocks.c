@@ -80,6 +80,35 @@ struct kvf_far *kvf_peer_known_layout(struct kvf_peer *p,
     return best;
 }
 
+int kvf_peer_together(struct kvf_peer *p, struct kvf_ask *a,
+                      const struct kvf_peer_together *body, struct kvf_why *why)
+{
+    struct kvf_peer_msg m;
+
+    kvf_peers_head(p->ps, &m, KVF_PEER_TOGETHER, &p->incarnation);
+    m.u.together = *body;
+    if (body->phase == KVF_TOGETHER_JOIN) {
+        m.u.together.ask = p->ps->next_ask;
+        return kvf_ask_send(p, a, &m, why);
+    }
+    if (!a->active)
+        return 0;
+    m.u.together.ask = a->id;
+    if (body->phase == KVF_TOGETHER_FAILED)
+        kvf_peer_ask_over(a);
+    return p->state == KVF_PEER_UP ? kvf_peer_send(p, &m) : 0;
+}
+
+void kvf_peer_on_verdict(struct kvf_peer *p, const struct kvf_peer_msg *m)
+{
+    struct kvf_ask *a = kvf_peer_find_ask(p, m->u.verdict.ask);
+
+    if (a == NULL || a->on_verdict == NULL)
+        return;
+    kvf_peer_ask_over(a);
+    a->on_verdict(a, (enum kvf_status)m->u.verdict.status, m->u.verdict.text);
+}
+
 void kvf_peer_on_layout(struct kvf_peer *p, struct kvf_peer_msg *m)
 {
     int ret = kvf_far_add(&p->fars, m);

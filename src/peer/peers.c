@@ -50,6 +50,7 @@ void kvf_peers_destroy(struct kvf_peers *ps)
         kvf_guest_free(g, "shutting down");
     HASH_ITER (hh, ps->peers, p, p_next)
         kvf_peer_free(p);
+    kvf_together_free_all(ps);
     HASH_ITER (hh, ps->places, pl, pl_next) {
         HASH_DEL(ps->places, pl);
         free(pl);
@@ -178,6 +179,8 @@ static void on_session_message(struct kvf_guest *g, struct kvf_peer_msg *m)
         kvf_guest_on_blocks_ask(g, &m->u.blocks_ask);
         break;
     case KVF_PEER_TOGETHER:
+        kvf_guest_on_together(g, &m->u.together);
+        break;
     case KVF_PEER_LAYOUT_IS:
     case KVF_PEER_BLOCKS_GRANT:
     case KVF_PEER_VERDICT:

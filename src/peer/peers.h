@@ -278,6 +278,9 @@ struct kvf_ask {
                     uint64_t generation, uint64_t size);
     void (*on_again)(struct kvf_ask *a);
     uint64_t free, largest_free, needed; /* of a DENY with NO_SPACE; else 0 */
+    /* kvf_peer_together: what became of the group, instead of on_grant. */
+    void (*on_verdict)(struct kvf_ask *a, enum kvf_status status,
+                       const char *text);
     /* kvf_peer_ask_layout: the answer, instead of on_grant. */
     void (*on_layout)(struct kvf_ask *a, struct kvf_far *far);
     UT_hash_handle hh; /* by id */
@@ -311,6 +314,11 @@ int kvf_peer_ask_blocks(struct kvf_peer *p, struct kvf_ask *a,
                         struct kvf_layout *own,
                         const struct kvf_peer_blocks_ask *body,
                         struct kvf_why *why);
+/* JOIN makes `a` active until the verdict; READY and FAILED are said about it,
+ * and after FAILED no callback comes. */
+int kvf_peer_together(struct kvf_peer *p, struct kvf_ask *a,
+                      const struct kvf_peer_together *body,
+                      struct kvf_why *why);
 /* No callback will come; a grant that arrives later is aborted. Idempotent. */
 void kvf_peer_unask(struct kvf_ask *a);
 

@@ -143,6 +143,7 @@ struct kvf_guest {
     struct kvf_guest_ask *asks;
     struct kvf_far *fars; /* layouts of its engines */
     struct kvf_told told;
+    struct kvf_list together; /* its pulls that meet here */
     struct kvf_list claims;   /* kvf_claim.holder_node */
     struct kvf_list accesses; /* kvf_access.guest_node */
     struct kvf_list rooms;    /* kvf_room.guest_node */
@@ -158,6 +159,7 @@ struct kvf_peers {
     struct kvf_place *places;
     struct kvf_peer *peers;
     struct kvf_guest *guests, *guests_by_rid;
+    struct kvf_group_of *groups; /* together.c */
     struct kvf_edge edge[KVF_STAGES];
     struct kvf_access *accesses; /* by id */
     uint64_t next_access;
@@ -239,6 +241,14 @@ void kvf_peers_layout_end(void *peers, struct kvf_layout *l);
 /* peer_blocks.c */
 void kvf_peer_on_layout(struct kvf_peer *p, struct kvf_peer_msg *m);
 void kvf_peer_on_layout_is(struct kvf_peer *p, const struct kvf_peer_msg *m);
+void kvf_peer_on_verdict(struct kvf_peer *p, const struct kvf_peer_msg *m);
+/* together.c */
+void kvf_guest_on_together(struct kvf_guest *g,
+                           const struct kvf_peer_together *b);
+bool kvf_guest_leave_together(struct kvf_guest *g, uint64_t ask);
+void kvf_guest_drop_together(struct kvf_guest *g);
+void kvf_together_free_all(struct kvf_peers *ps);
+unsigned kvf_together_count(const struct kvf_peers *ps);
 void kvf_peer_on_blocks(struct kvf_peer *p, struct kvf_peer_msg *m);
 /* grant.c: a claim that nobody wants */
 void kvf_peer_refuse_claim(struct kvf_peer *p, uint64_t claim,

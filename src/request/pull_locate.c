@@ -358,6 +358,12 @@ static void entry_up(struct kvf_pull *p)
         kvf_pull_fail(p, &why);
         return;
     }
+    if (kvf_pull_join(p, &why) < 0) {
+        kvf_pull_fail(p, &why);
+        return;
+    }
+    if (p->state != KVF_PULL_LOCATING)
+        return;
     far = kvf_peer_known_layout(p->peer, p->layout);
     if (far != NULL)
         open_window(p, far);

@@ -56,6 +56,8 @@ static void pull_free(struct kvf_pull *p)
     kvf_timer_cancel(sched, &p->pause);
     kvf_task_cancel(&p->task);
     kvf_peer_leave(&p->user);
+    kvf_peer_leave(&p->meet_user);
+    free(p->together_name);
     kvf_layout_release(p->layout);
     kvf_req_blocks_done(&p->blocks);
     free(p->ids);
@@ -274,6 +276,7 @@ void kvf_pull_fail(struct kvf_pull *p, const struct kvf_why *why)
     kvf_timer_cancel(sched, &p->deadline);
     kvf_timer_cancel(sched, &p->pause);
     kvf_peer_unask(&p->ask);
+    kvf_pull_leave(p);
     for (unsigned i = 0; i < p->n_sources; i++) {
         struct kvf_pull_source *s = &p->sources[i];
 
@@ -290,8 +293,14 @@ void kvf_pull_check_complete(struct kvf_pull *p)
     for (unsigned i = 0; i < p->n_sources; i++)
         if (p->sources[i].state != KVF_SOURCE_COMPLETE)
             return;
-    if (p->state == KVF_PULL_MOVING)
+    if (p->state != KVF_PULL_MOVING)
+        return;
+    if (p->together_size > 1) {
+        p->state = KVF_PULL_MEETING;
+        kvf_pull_ready(p);
+    } else {
         kvf_task_post(p->ps->env.sched, &p->task);
+    }
 }
 
 static void on_task(struct kvf_task *t)
@@ -300,13 +309,14 @@ static void on_task(struct kvf_task *t)
     struct kvf_why why;
 
     if (p->state == KVF_PULL_DRAINING) {
-        answer_failure(p);
+        if (quiet(p)) /* it may have been posted for something else */
+            answer_failure(p);
     } else if (p->stopping) {
         kvf_fail(&why, p->status, "%s", p->text != NULL ? p->text : "");
         kvf_pull_fail(p, &why);
     } else if (p->state == KVF_PULL_LOCATING) {
         kvf_pull_begin(p);
-    } else {
+    } else if (p->state == KVF_PULL_MOVING || p->met) {
         finish(p);
     }
 }
@@ -319,7 +329,12 @@ static void on_deadline(struct kvf_timer *t)
     uint64_t done = 0, all = 0;
     struct kvf_why why;
 
-    if (!p->planned) {
+    if (p->state == KVF_PULL_MEETING) {
+        kvf_fail(&why, KVF_TIMEOUT,
+                 "waited %llu ms for the other ranks of the group; ours had "
+                 "all its bytes",
+                 ms);
+    } else if (!p->planned) {
         kvf_pull_why_waiting(p, ms, &why);
     } else {
         for (unsigned i = 0; i < p->n_sources; i++) {
@@ -371,6 +386,13 @@ static int copy_request(struct kvf_pull *p, struct kvf_req_pull *r,
     memcpy(p->request_id, r->request_id.p, r->request_id.len);
     p->request_id[r->request_id.len] = '\0';
     p->request_len = r->request_id.len;
+    p->together_size = r->together.p != NULL ? r->together_size : 0;
+    p->together_len = r->together.len;
+    p->together_name = malloc(r->together.len + 1);
+    if (p->together_name == NULL)
+        return kvf_fail(why, KVF_NO_SPACE, "out of memory for a pull");
+    if (r->together.p != NULL)
+        memcpy(p->together_name, r->together.p, r->together.len);
     return kvf_ids_check(p->layout, &p->blocks, p->ids, why);
 }
 
@@ -393,6 +415,7 @@ int kvf_pull_start(struct kvf_pulls *ps, struct kvf_layout *layout,
     memset(&req->blocks, 0, sizeof req->blocks);
     kvf_list_init(&p->node);
     kvf_list_init(&p->user.node);
+    kvf_list_init(&p->meet_user.node);
     kvf_timer_init(&p->deadline, on_deadline);
     kvf_timer_init(&p->pause, NULL);
     kvf_task_init(&p->task, on_task);

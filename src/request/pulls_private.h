@@ -25,6 +25,7 @@ enum kvf_pull_state {
     KVF_PULL_LOCATING,
     KVF_PULL_ASKING,
     KVF_PULL_MOVING,
+    KVF_PULL_MEETING,  /* every byte is in place; the group's verdict is due */
     KVF_PULL_DRAINING, /* given up; a transport may still touch memory */
     KVF_PULL_OVER
 };
@@ -86,6 +87,15 @@ struct kvf_pull {
     unsigned n_sources;
     int64_t n_tokens;
 
+    /* `together`: where the ranks meet */
+    char *together_name;
+    size_t together_len;
+    uint64_t together_size; /* 0 or 1: alone */
+    struct kvf_peer *meet;
+    struct kvf_peer_user meet_user;
+    struct kvf_ask meet_ask;
+    bool joined, met;
+
     struct kvf_timer deadline;
     struct kvf_task task;
     uint64_t t_start, t_granted, t_planned, t_done;
@@ -116,6 +126,12 @@ void kvf_source_ask(struct kvf_pull_source *s);
 /* Why no answer has come until now; for the deadline. */
 void kvf_pull_why_waiting(const struct kvf_pull *p, unsigned long long ms,
                           struct kvf_why *why);
+/* pull_together.c */
+/* As soon as the sender is known; nothing for a pull that is alone. */
+int kvf_pull_join(struct kvf_pull *p, struct kvf_why *why);
+void kvf_pull_ready(struct kvf_pull *p);
+/* The group is told that we failed, with our status and text. */
+void kvf_pull_leave(struct kvf_pull *p);
 /* pull_move.c */
 void kvf_pull_plan(struct kvf_pull *p);
 void kvf_source_move(struct kvf_pull_source *s);

@@ -361,6 +361,152 @@ def test_same_daemon_on_both_sides(shm):
     assert event(p, request_id="r")["reason"] == "consumed"
 
 
+def together(size=2, name="all"):
+    return {"name": name, "size": size}
+
+
+def test_together_waits_for_all(shm):
+    case = plain_case(1, 2)
+    (p,), (a, b) = shm.ranks(case)
+    p.fill()
+    p.publish("r", notify=True)
+    for x in (a, b):
+        x.clear()
+    ask = dict(request_id="r", from_={"stage": 0}, together=together())
+    first = a.send_pull(**ask)
+    a.client.quiet(0.3)  # the bytes are there, the other rank is not
+    p.client.quiet(0)
+    assert b.pull(**ask).status == "OK"
+    assert a.client.recv(first).status == "OK"
+    a.check()
+    b.check()
+    assert event(p, request_id="r")["consumers_done"] == 2
+
+
+def test_together_fails_for_all(shm):
+    case = plain_case(1, 2)
+    (p,), (a, b) = shm.ranks(case)
+    p.fill()
+    p.publish("r", notify=True)
+    for x in (a, b):
+        x.clear()
+    ask = dict(request_id="r", from_={"stage": 0}, together=together())
+    short = [{"group": 0, "first": 0, "ids": [1]}]
+    first = a.send_pull(**ask)
+    a.client.quiet(0.2)
+    r = b.pull(blocks=short, **ask)
+    assert r.status == "INVALID" and "E_LOCAL_SHORT" in r["message"]
+    r = a.client.recv(first, timeout=2 * kvf.SLOW)
+    assert r.status == "INVALID" and "rank 1 of the group" in r["message"]
+    # the first failure reaches those who come later, too
+    assert b.pull(blocks=short, **ask).status == "INVALID"
+    r = a.pull(**ask, timeout_ms=300)
+    assert r.status != "OK"
+    p.client.quiet(0.2)  # nobody has read it
+    ask["together"] = together(name="again")
+    first = a.send_pull(**ask)
+    assert b.pull(**ask).status == "OK"
+    assert a.client.recv(first).status == "OK"
+    assert event(p, request_id="r")["consumers_done"] == 2
+
+
+def test_together_when_one_goes_away(shm):
+    case = plain_case(1, 2)
+    (p,), (a, b) = shm.ranks(case)
+    p.publish("r")
+    ask = dict(request_id="r", from_={"stage": 0}, together=together())
+    first = a.send_pull(**ask)
+    a.client.quiet(0.2)
+    # the same name of another request is another group
+    assert b.pull(**dict(ask, request_id="other"),
+                  timeout_ms=100).status == "TIMEOUT"
+    assert b.pull(**dict(ask, together=together(3))).status == "MISMATCH"
+    assert a.client.recv(first).status == "MISMATCH"
+    ask["together"] = together(name="cancelled")
+    first = a.send_pull(**ask)
+    a.client.quiet(0.2)
+    a.client.ok("cancel", target=first)
+    assert a.client.recv(first).status == "CANCELLED"
+    assert b.pull(**ask).status == "CANCELLED"
+    ask["together"] = together(name="late")
+    assert a.pull(timeout_ms=300, **ask).status == "TIMEOUT"
+    assert b.pull(**ask).status == "TIMEOUT"
+    first = a.send_pull(**dict(ask, together=together(name="twice")))
+    a.client.quiet(0.1)
+    r = a.pull(**dict(ask, together=together(name="twice")))
+    assert r.status == a.client.recv(first).status == "MISMATCH"
+
+
+def test_together_when_a_daemon_dies(shm):
+    case = plain_case(1, 2)
+    (p,), (a, b) = shm.ranks(case)
+    ask = dict(request_id="r", from_={"stage": 0}, together=together())
+    first = a.send_pull(**ask)
+    b.send_pull(**ask)
+    until(lambda: shm.p[0].stats()["peers"]["guest_asks"] == 2, "parked")
+    shm.d[1].kill()
+    r = a.client.recv(first, timeout=4 * kvf.SLOW)
+    assert r.status == "PEER_UNREACHABLE", dict(r)
+    assert p.client.ok("ping")
+
+
+def big_case(n_blocks=4096, bs=16, heads=8, e=128):
+    """A few hundred MiB: long enough to be stopped in the middle."""
+    ids = list(range(n_blocks))
+    random.Random(1).shuffle(ids)
+    case = plain_case(1, 1, n=n_blocks * bs, heads=heads, e=e, bs=bs,
+                      n_layers=2, nblocks=n_blocks, ids_p=ids,
+                      ids_d=ids[::-1])
+    return case
+
+
+class Big(kvf_blocks.Rank):
+    """Without labels: too many bytes for the model."""
+
+    def __init__(self, *args):
+        real = kvf_blocks.model.label_memory
+        kvf_blocks.model.label_memory = lambda *a: {}
+        try:
+            super().__init__(*args)
+        finally:
+            kvf_blocks.model.label_memory = real
+
+
+def big_ranks(fleet):
+    case = big_case()
+    fleet.grow(1, 1)
+    return Big(fleet.p[0], case, "P", 0), Big(fleet.d[0], case, "D", 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["owner", "cancel", "session"])
+def test_stopped_in_the_middle(fleet, victim):
+    """Whatever stops it, both sides are free again within a second or two,
+    and nothing is written after the answer."""
+    p, d = big_ranks(fleet)
+    p.publish("r", notify=True)
+    id_ = d.send_pull(request_id="r", from_={"stage": 0})
+    until(lambda: fleet.d[0].stats()["blocks"]["moving"] == 1, "moving")
+    if victim == "owner":
+        fleet.p[0].kill()
+        r = d.client.recv(id_)
+        # over shm it may have been done by then
+        assert r.status in ("PEER_UNREACHABLE", "OK"), dict(r)
+    elif victim == "cancel":
+        d.client.ok("cancel", target=id_)
+        r = d.client.recv(id_, timeout=2 * kvf.SLOW)
+        assert r.status in ("CANCELLED", "OK")
+        before = [bytes(m[:1 << 20]) for m in d.maps.values()]
+        time.sleep(0.2)
+        assert before == [bytes(m[:1 << 20]) for m in d.maps.values()]
+    else:
+        d.client.send("bye")
+    until(lambda: fleet.d[0].stats()["blocks"]["pulls"] == 0, "given up", 3)
+    if victim != "owner":
+        until(lambda: fleet.p[0].stats()["blocks"]["claims"] == 0, "freed", 2)
+        p.client.ok("cleanup", request_id="r")
+
+
 def test_log_and_stats(shm):
     (p,), (d,) = shm.ranks(plain_case())
     p.publish("a b")

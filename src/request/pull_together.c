@@ -1,0 +1,141 @@
+/* A pull of a group: it ends as the group does.
+ *
+ * Happy path: JOIN before anything else, READY with the last byte, and the
+ * verdict ends the wait. Failure modes: the group failed (its first cause);
+ * the meeting point is lost (PEER_UNREACHABLE, and nobody can say what the
+ * others were told); our own failure, which the group is told. */
+#include "request/pulls_private.h"
+
+#include <stdio.h>
+#include <string.h>
+
+static void body_of(const struct kvf_pull *p, enum kvf_together phase,
+                    struct kvf_peer_together *b)
+{
+    *b = (struct kvf_peer_together){
+        .member = (uint64_t)p->layout->decl.rank,
+        .size = p->together_size,
+        .request_id = {p->request_id, p->request_len},
+        .name = {p->together_name, p->together_len},
+        .phase = phase,
+        .status = (uint32_t)p->status,
+    };
+    if (phase == KVF_TOGETHER_FAILED)
+        snprintf(b->text, sizeof b->text, "%.199s",
+                 p->text != NULL ? p->text : "");
+}
+
+static struct kvf_pull *pull_of(struct kvf_ask *a)
+{
+    return kvf_container_of(a, struct kvf_pull, meet_ask);
+}
+
+static void on_verdict(struct kvf_ask *a, enum kvf_status status,
+                       const char *text)
+{
+    struct kvf_pull *p = pull_of(a);
+    struct kvf_why why;
+
+    if (p->state >= KVF_PULL_DRAINING)
+        return;
+    if (status == KVF_OK && p->state == KVF_PULL_MEETING) {
+        p->met = true;
+        kvf_task_post(p->ps->env.sched, &p->task);
+        return;
+    }
+    kvf_fail(&why, status != KVF_OK ? status : KVF_INTERNAL, "together: %s",
+             text);
+    kvf_pull_fail(p, &why);
+}
+
+static void on_deny(struct kvf_ask *a, const struct kvf_why *why,
+                    uint64_t generation, uint64_t size)
+{
+    (void)generation;
+    (void)size;
+    kvf_pull_fail(pull_of(a), why);
+}
+
+/* The connection was made anew: what it carried is not known. */
+static void on_again(struct kvf_ask *a)
+{
+    struct kvf_pull *p = pull_of(a);
+    struct kvf_why why;
+
+    kvf_fail(&why, KVF_PEER_UNREACHABLE,
+             "together: the connection to %s was lost, and with it perhaps "
+             "the verdict",
+             kvf_peer_name(p->meet));
+    kvf_pull_fail(p, &why);
+}
+
+static void join(struct kvf_pull *p)
+{
+    struct kvf_peer_together b;
+    struct kvf_why why;
+
+    body_of(p, KVF_TOGETHER_JOIN, &b);
+    p->meet_ask.on_verdict = on_verdict;
+    p->meet_ask.on_deny = on_deny;
+    p->meet_ask.on_again = on_again;
+    p->joined = true;
+    if (kvf_peer_together(p->meet, &p->meet_ask, &b, &why) < 0)
+        kvf_pull_fail(p, &why);
+    else if (p->state == KVF_PULL_MEETING)
+        kvf_pull_ready(p);
+}
+
+static void on_up(struct kvf_peer_user *u)
+{
+    struct kvf_pull *p = kvf_container_of(u, struct kvf_pull, meet_user);
+
+    if (!p->joined && p->state < KVF_PULL_DRAINING)
+        join(p);
+}
+
+/* All ranks must meet at one place that each can name: rank 0 of the sender. */
+int kvf_pull_join(struct kvf_pull *p, struct kvf_why *why)
+{
+    const struct kvf_worker *w = kvf_peer_worker(p->peer);
+    struct kvf_worker at;
+    char host[KVF_CONF_TEXT];
+    uint16_t port = p->port;
+    int ret = 0;
+
+    if (p->together_size < 2 || p->meet != NULL || w == NULL)
+        return 0;
+    at = (struct kvf_worker){w->stage, 0, w->replica};
+    memcpy(host, p->host, sizeof host);
+    if (!kvf_worker_equal(&at, w))
+        ret = kvf_directory_near(p->ps->env.peers, &at, p->host, host,
+                                 sizeof host, &port, why);
+    if (ret == 0)
+        ret = kvf_peer_at(p->ps->env.peers, host, port, &p->meet, why);
+    if (ret < 0)
+        return ret;
+    p->meet_user.on_up = on_up;
+    kvf_peer_join(p->meet, &p->meet_user);
+    if (kvf_peer_state(p->meet) == KVF_PEER_UP)
+        join(p);
+    return 0;
+}
+
+void kvf_pull_ready(struct kvf_pull *p)
+{
+    struct kvf_peer_together b;
+
+    if (!p->joined)
+        return; /* said with JOIN */
+    body_of(p, KVF_TOGETHER_READY, &b);
+    (void)kvf_peer_together(p->meet, &p->meet_ask, &b, NULL);
+}
+
+void kvf_pull_leave(struct kvf_pull *p)
+{
+    struct kvf_peer_together b;
+
+    if (!p->meet_ask.active)
+        return;
+    body_of(p, KVF_TOGETHER_FAILED, &b);
+    (void)kvf_peer_together(p->meet, &p->meet_ask, &b, NULL);
+}
