@@ -451,19 +451,11 @@ static void dispatch(struct kvf_peer *p, struct kvf_peer_msg *m)
         break;
     case KVF_PEER_RDMA_CONNECT:
     case KVF_PEER_LAYOUT:
-        kvf_peer_on_layout(p, m);
-        break;
     case KVF_PEER_LAYOUT_GONE:
-        kvf_far_drop(&p->fars, m->u.layout_gone.number);
-        break;
     case KVF_PEER_LAYOUT_IS:
-        kvf_peer_on_layout_is(p, m);
-        break;
     case KVF_PEER_BLOCKS_GRANT:
-        kvf_peer_on_blocks(p, m);
-        break;
     case KVF_PEER_VERDICT:
-        kvf_peer_on_verdict(p, m);
+        kvf_peer_blocks_message(p, m);
         break;
     case KVF_PEER_LAYOUT_ASK:
     case KVF_PEER_BLOCKS_ASK:

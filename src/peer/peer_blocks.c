@@ -99,7 +99,7 @@ int kvf_peer_together(struct kvf_peer *p, struct kvf_ask *a,
     return p->state == KVF_PEER_UP ? kvf_peer_send(p, &m) : 0;
 }
 
-void kvf_peer_on_verdict(struct kvf_peer *p, const struct kvf_peer_msg *m)
+static void on_verdict(struct kvf_peer *p, const struct kvf_peer_msg *m)
 {
     struct kvf_ask *a = kvf_peer_find_ask(p, m->u.verdict.ask);
 
@@ -109,7 +109,7 @@ void kvf_peer_on_verdict(struct kvf_peer *p, const struct kvf_peer_msg *m)
     a->on_verdict(a, (enum kvf_status)m->u.verdict.status, m->u.verdict.text);
 }
 
-void kvf_peer_on_layout(struct kvf_peer *p, struct kvf_peer_msg *m)
+static void on_layout(struct kvf_peer *p, struct kvf_peer_msg *m)
 {
     int ret = kvf_far_add(&p->fars, m);
 
@@ -117,7 +117,7 @@ void kvf_peer_on_layout(struct kvf_peer *p, struct kvf_peer_msg *m)
         p->ps->env.stats->peer_malformed++;
 }
 
-void kvf_peer_on_layout_is(struct kvf_peer *p, const struct kvf_peer_msg *m)
+static void on_layout_is(struct kvf_peer *p, const struct kvf_peer_msg *m)
 {
     struct kvf_ask *a = kvf_peer_find_ask(p, m->u.layout_is.ask);
     struct kvf_far *far = kvf_far_find(p->fars, m->u.layout_is.layout);
@@ -186,7 +186,7 @@ static struct kvf_grant *grant_new(struct kvf_peer *p,
     return g;
 }
 
-void kvf_peer_on_blocks(struct kvf_peer *p, struct kvf_peer_msg *m)
+static void on_blocks(struct kvf_peer *p, struct kvf_peer_msg *m)
 {
     struct kvf_peer_blocks *b = &m->u.blocks;
     struct kvf_ask *a = kvf_peer_find_ask(p, b->ask);
@@ -215,4 +215,24 @@ void kvf_peer_on_blocks(struct kvf_peer *p, struct kvf_peer_msg *m)
         return;
     }
     a->on_grant(a, g);
+}
+
+void kvf_peer_blocks_message(struct kvf_peer *p, struct kvf_peer_msg *m)
+{
+    switch ((unsigned)m->head.type) {
+    case KVF_PEER_LAYOUT:
+        on_layout(p, m);
+        break;
+    case KVF_PEER_LAYOUT_GONE:
+        kvf_far_drop(&p->fars, m->u.layout_gone.number);
+        break;
+    case KVF_PEER_LAYOUT_IS:
+        on_layout_is(p, m);
+        break;
+    case KVF_PEER_BLOCKS_GRANT:
+        on_blocks(p, m);
+        break;
+    default:
+        on_verdict(p, m);
+    }
 }

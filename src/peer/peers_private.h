@@ -239,9 +239,8 @@ void kvf_layout_msg_free(struct kvf_peer_msg *m);
 /* Tells everybody who knows it that it is gone. */
 void kvf_peers_layout_end(void *peers, struct kvf_layout *l);
 /* peer_blocks.c */
-void kvf_peer_on_layout(struct kvf_peer *p, struct kvf_peer_msg *m);
-void kvf_peer_on_layout_is(struct kvf_peer *p, const struct kvf_peer_msg *m);
-void kvf_peer_on_verdict(struct kvf_peer *p, const struct kvf_peer_msg *m);
+/* LAYOUT, LAYOUT_GONE, LAYOUT_IS, BLOCKS_GRANT, VERDICT. */
+void kvf_peer_blocks_message(struct kvf_peer *p, struct kvf_peer_msg *m);
 /* together.c */
 void kvf_guest_on_together(struct kvf_guest *g,
                            const struct kvf_peer_together *b);
@@ -249,7 +248,6 @@ bool kvf_guest_leave_together(struct kvf_guest *g, uint64_t ask);
 void kvf_guest_drop_together(struct kvf_guest *g);
 void kvf_together_free_all(struct kvf_peers *ps);
 unsigned kvf_together_count(const struct kvf_peers *ps);
-void kvf_peer_on_blocks(struct kvf_peer *p, struct kvf_peer_msg *m);
 /* grant.c: a claim that nobody wants */
 void kvf_peer_refuse_claim(struct kvf_peer *p, uint64_t claim,
                            const struct kvf_id *token);
