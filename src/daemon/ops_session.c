@@ -54,9 +54,11 @@ static void write_transports(struct kvf_server *s)
 {
     struct kvf_mpw *w = kvf_reply_key(s, "transports");
 
-    kvf_mpw_array(w, s->shm_on + (s->tcp != NULL));
+    kvf_mpw_array(w, s->shm_on + (s->rdma != NULL) + (s->tcp != NULL));
     if (s->shm_on)
         kvf_mpw_str(w, "shm");
+    if (s->rdma != NULL)
+        kvf_mpw_str(w, "rdma");
     if (s->tcp != NULL)
         kvf_mpw_str(w, "tcp");
 }

@@ -67,6 +67,20 @@ static void raise_fd_limit(void)
     }
 }
 
+/* A verbs device locks the pool once more, in its own count, and that needs the
+ * limit once capabilities are gone. Refused: ibv_reg_mr will say so. */
+static void raise_lock_limit(void)
+{
+    struct rlimit r = {RLIM_INFINITY, RLIM_INFINITY};
+
+    if (setrlimit(RLIMIT_MEMLOCK, &r) == 0)
+        return;
+    if (getrlimit(RLIMIT_MEMLOCK, &r) == 0 && r.rlim_cur < r.rlim_max) {
+        r.rlim_cur = r.rlim_max;
+        (void)setrlimit(RLIMIT_MEMLOCK, &r);
+    }
+}
+
 /* Eager payloads pass through the heap as messages. Without this, a burst of
  * them grows the heap and gives it back each time, and every page of it is
  * faulted in again: more than the copies cost. */
@@ -85,6 +99,8 @@ static int build_process(struct kvf_server *s, struct kvf_why *why)
 
     signal(SIGPIPE, SIG_IGN);
     raise_fd_limit();
+    if (has_protocol(s->conf, KVF_PROTO_RDMA))
+        raise_lock_limit();
     keep_heap();
     if (kvf_accept_guard_init() != 0)
         return kvf_fail(why, KVF_INTERNAL, "no file descriptors: %s",

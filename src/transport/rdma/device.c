@@ -172,9 +172,11 @@ static uint32_t port_mtu(const struct kvf_rdma *r)
 {
     uint32_t mtu = 128u << (unsigned)r->port_attr.active_mtu;
 
-    if (r->conf.mtu != 0 && r->conf.mtu < mtu)
-        mtu = r->conf.mtu;
-    return mtu < 256 ? 256 : mtu > 4096 ? 4096 : mtu;
+    if (mtu > 4096)
+        mtu = 4096;
+    while (r->conf.mtu != 0 && mtu > r->conf.mtu && mtu > 256)
+        mtu /= 2;
+    return mtu < 256 ? 256 : mtu;
 }
 
 static bool is_ethernet(const struct kvf_rdma *r)

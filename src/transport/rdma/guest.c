@@ -153,7 +153,7 @@ static int begin(struct guest *g, const struct kvf_rdma_connect *c,
     if (rc != 0)
         return rc;
     kvf_rdma_device_end(r, &own);
-    own.rd_atomic = (uint32_t)r->attr.max_qp_rd_atom;
+    own.rd_atomic = kvf_rdma_reads(r->attr.max_qp_rd_atom);
     rc = kvf_rdma_answer(&own, &c->end, &route, &g->accept, &g->path, why);
     g->accept.id = c->id;
     return rc == 0 ? fill_pool(g, why) : rc;

@@ -245,7 +245,7 @@ static int ask(struct kvf_rdma_link *l, struct kvf_why *why)
     kvf_rdma_device_end(r, &l->own);
     l->own.qpn = l->qp.qp->qp_num;
     l->own.psn = l->qp.psn;
-    l->own.rd_atomic = (uint32_t)r->attr.max_qp_init_rd_atom;
+    l->own.rd_atomic = kvf_rdma_reads(r->attr.max_qp_init_rd_atom);
     c = (struct kvf_rdma_connect){.id = l->id, .end = l->own};
     l->state = KVF_RDMA_ASKING;
     l->asked = true;

@@ -131,6 +131,11 @@ void kvf_rdma_device_close(struct kvf_rdma *r);
 /* Reads port and GID table again. 0, or why it cannot be used now. */
 int kvf_rdma_device_refresh(struct kvf_rdma *r, struct kvf_why *why);
 /* What the own end is, but for QP number and PSN. */
+/* READs at once: what the device can, and a byte can hold. */
+static inline uint32_t kvf_rdma_reads(int device)
+{
+    return device < 128 ? (uint32_t)device : 128;
+}
 void kvf_rdma_device_end(const struct kvf_rdma *r, struct kvf_rdma_end *end);
 bool kvf_rdma_route_source(void *arg, const uint8_t dst[16], uint8_t src[16]);
 extern const struct kvf_source_ops kvf_rdma_async_ops;
