@@ -115,7 +115,11 @@ void kvf_idle_keep(struct kvf_move *m)
     struct kvf_idle *i = NULL;
     struct kvf_list *oldest;
 
-    if (m->kind == KVF_MOVE_PUSH || m->grant == NULL)
+    /* Over tcp the owner looks at every request. Who touches its memory
+     * directly would not notice in time that the window is another one now: it
+     * asks each time. */
+    if (m->kind == KVF_MOVE_PUSH || m->grant == NULL || m->m.attempts != 1 ||
+        strcmp(m->transport, "tcp") != 0)
         return;
     if (!m->grant->lost)
         i = malloc(sizeof *i + m->name_len);

@@ -156,7 +156,7 @@ unsigned kvf_move_step(struct kvf_move_machine *m, enum kvf_move_event e)
     case KVF_MOVE_DRAINING:
         if (e == KVF_MOVE_EV_QUIET)
             return fail(m, 0);
-        return odd(m);
+        return e == KVF_MOVE_EV_STOP ? 0 : odd(m); /* once is enough */
     case KVF_MOVE_DONE:
     case KVF_MOVE_FAILED:
     case KVF_MOVE_STATE_COUNT:

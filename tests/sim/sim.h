@@ -14,7 +14,9 @@
 #define KVF_TESTS_SIM_H
 
 #include "peer/peers.h"
+#include "peer/window.h"
 #include "request/gets.h"
+#include "request/moves.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -68,12 +70,16 @@ struct sim {
     bool (*pass)(struct sim *sim, unsigned from, unsigned to,
                  enum kvf_peer_type type);
     unsigned n_gets_open;
+    /* Tests of windows: a notification has come. */
+    void (*written)(struct sim_node *n, const struct kvf_window *w, bool write,
+                    const void *data, size_t len);
 };
 
 struct sim_engine {
     uint64_t pid;
     bool alive;
     struct kvf_list buffers, views; /* of its session */
+    struct kvf_list windows;
     /* Starts of its daemon that ended under it, not yet reported unmapped. */
     struct kvf_id old[SIM_OLD];
     unsigned n_old;
@@ -106,6 +112,7 @@ struct sim_node {
     struct kvf_transport *shm, *tcp;
     struct kvf_peers *peers;
     struct kvf_gets *gets;
+    struct kvf_moves *moves;
     struct kvf_list inbox;    /* messages that came while it was frozen */
     struct kvf_list watchers; /* struct kvf_proc_watch */
     struct kvf_list admitted;

@@ -179,6 +179,16 @@ static void again(struct op *o, uint64_t ns)
     kvf_timer_set(&sim->world, &o->timer, sim->now_ns + ns);
 }
 
+static uint64_t buffer_at(const struct sim_node *n, const uint8_t *p)
+{
+    const struct kvf_buffer *b;
+
+    for (b = n->bufs->by_id; b != NULL; b = b->hh.next)
+        if (p >= kvf_buffer_ptr(b) && p < kvf_buffer_ptr(b) + b->capacity)
+            return b->id;
+    sim_fail(n->sim, "node %u serves what is in no buffer", n->idx);
+}
+
 /* Asks the owner for the next piece. False: the op is over. */
 static bool resolve(struct op *o, struct sim_node *owner)
 {
@@ -186,7 +196,6 @@ static bool resolve(struct op *o, struct sim_node *owner)
     struct serve *sv = calloc(1, sizeof *sv);
     void *session = session_of(owner, o->bl->secret);
     struct sim_node *before;
-    struct kvf_claim *c;
     struct kvf_why why;
     int ret;
 
@@ -200,7 +209,7 @@ static bool resolve(struct op *o, struct sim_node *owner)
     sv->n_iov = PIECES;
     before = sim_enter(owner);
     ret = kvf_guest_serve_ops.resolve(
-        owner->peers, session, op->remote->claim, &op->remote->token, false,
+        owner->peers, session, op->remote->claim, &op->remote->token, op->write,
         op->offset + op->moved, op->length - op->moved, sv->iov, &sv->n_iov,
         &sv->pin, &why);
     sim_leave(owner, before);
@@ -209,11 +218,10 @@ static bool resolve(struct op *o, struct sim_node *owner)
         op_end(o, ret, &why);
         return false;
     }
-    c = kvf_claim_find(owner->store, op->remote->claim);
-    for (unsigned i = 0; i < c->gen->n_segs; i++)
-        sv->buffer[sv->n_buffers++] = c->gen->segs[i].buffer->id;
-    for (unsigned i = 0; i < sv->n_iov; i++)
+    for (unsigned i = 0; i < sv->n_iov; i++) {
         sv->left += sv->iov[i].iov_len;
+        sv->buffer[sv->n_buffers++] = buffer_at(owner, sv->iov[i].iov_base);
+    }
     kvf_list_init(&sv->node);
     kvf_list_push_back(&owner->sim->serves, &sv->node);
     kvf_timer_init(&sv->linger, linger_over);
@@ -238,8 +246,12 @@ static void copy(struct op *o, size_t max)
             n = near->iov_len - op->cur_iov_off;
         if (n > max)
             n = max;
-        memcpy((uint8_t *)near->iov_base + op->cur_iov_off,
-               (const uint8_t *)far->iov_base + sv->at_off, n);
+        if (op->write)
+            memcpy((uint8_t *)far->iov_base + sv->at_off,
+                   (const uint8_t *)near->iov_base + op->cur_iov_off, n);
+        else
+            memcpy((uint8_t *)near->iov_base + op->cur_iov_off,
+                   (const uint8_t *)far->iov_base + sv->at_off, n);
         op->moved += n;
         op->cur_iov_off += n;
         sv->at_off += n;
@@ -426,7 +438,8 @@ static void destroy(struct kvf_transport *t)
 }
 
 static const struct kvf_transport_ops bulk_ops = {.name = "tcp",
-                                                  .caps = KVF_CAP_READ,
+                                                  .caps = KVF_CAP_READ |
+                                                          KVF_CAP_WRITE,
                                                   .destroy = destroy,
                                                   .link_open = link_open,
                                                   .post = post,

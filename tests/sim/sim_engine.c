@@ -461,6 +461,10 @@ void sim_engine_kill(struct sim_node *n)
     sim_proc_end(sim, n->engine.pid);
     n->engine.alive = false;
     kvf_gets_drop_owner(n->gets, &n->engine);
+    kvf_moves_cancel_all(n->moves, KVF_CANCELLED, "its session has ended");
+    for (struct kvf_list *l; (l = kvf_list_first(&n->engine.windows)) != NULL;)
+        kvf_window_close(kvf_container_of(l, struct kvf_window, owner_node),
+                         "its session has ended");
     for (struct kvf_list *l; (l = kvf_list_first(&n->engine.buffers)) != NULL;)
         kvf_buffer_retire(kvf_container_of(l, struct kvf_buffer, owner_node));
     for (struct kvf_list *l; (l = kvf_list_first(&n->engine.views)) != NULL;)
@@ -510,6 +514,9 @@ static void check_node_quiet(struct sim *sim, struct sim_node *n)
     if (g.running + g.views + g.queued != 0 || g.pull_bytes != 0)
         sim_fail(sim, "node %u: %u gets, %u views are left", n->idx, g.running,
                  g.views);
+    if (p.windows + p.accesses + p.rooms != 0)
+        sim_fail(sim, "node %u: %u windows, %u accesses, %u rooms are left",
+                 n->idx, p.windows, p.accesses, p.rooms);
     if (p.asks + p.grants + p.unacked + p.guest_asks + p.guest_claims != 0)
         sim_fail(sim,
                  "node %u: left are %u asks, %u grants, %u unacknowledged "

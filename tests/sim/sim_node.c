@@ -183,6 +183,15 @@ static void make_memory(struct sim_node *n)
         sim_fail(n->sim, "own map: %s", why.text);
 }
 
+static void on_written(void *arg, const struct kvf_window *w, bool write,
+                       const void *data, size_t len)
+{
+    struct sim_node *n = arg;
+
+    if (n->sim->written != NULL)
+        n->sim->written(n, w, write, data, len);
+}
+
 static void make_peers(struct sim_node *n)
 {
     struct sim *sim = n->sim;
@@ -205,7 +214,9 @@ static void make_peers(struct sim_node *n)
                                 .port = (uint16_t)(5000 + n->idx),
                                 .admit = sim_bulk_admit,
                                 .expel = sim_bulk_expel,
-                                .admit_ctx = n};
+                                .admit_ctx = n,
+                                .on_peer_arg = n,
+                                .on_written = on_written};
     struct kvf_why why;
 
     if ((sim->conf.no_shm & 1u << n->idx) == 0)
@@ -238,7 +249,20 @@ static void make_gets(struct sim_node *n)
                                .shm = n->shm};
     struct kvf_why why;
 
-    if (kvf_gets_create(&env, &n->gets, &why) < 0)
+    struct kvf_moves_env moves = {.sched = &n->sched,
+                                  .stats = &n->stats,
+                                  .rng = &n->rng,
+                                  .conf = n->conf,
+                                  .store = n->store,
+                                  .buffers = n->bufs,
+                                  .peers = n->peers,
+                                  .own_map = n->own_map,
+                                  .shm = n->shm,
+                                  .on_written = on_written,
+                                  .arg = n};
+
+    if (kvf_gets_create(&env, &n->gets, &why) < 0 ||
+        kvf_moves_create(&moves, &n->moves, &why) < 0)
         sim_fail(n->sim, "gets: %s", why.text);
 }
 
@@ -272,6 +296,7 @@ void sim_node_start(struct sim *sim, unsigned idx)
         kvf_list_init(&n->engine.buffers);
         kvf_list_init(&n->engine.views);
     }
+    kvf_list_init(&n->engine.windows);
     n->boots++;
     n->alive = true;
     n->frozen = false;
@@ -311,11 +336,13 @@ void sim_node_kill(struct sim_node *n, bool engine_too)
     sim_net_node_gone(n);
     /* What dies with a process is undone here by hand. */
     kvf_gets_cancel_all(n->gets, KVF_SHUTTING_DOWN, "killed");
-    while (kvf_gets_running(n->gets) != 0) {
+    kvf_moves_cancel_all(n->moves, KVF_SHUTTING_DOWN, "killed");
+    while (kvf_gets_running(n->gets) + kvf_moves_running(n->moves) != 0) {
         kvf_sched_turn(&n->sched);
         if (++turns > 1000)
             sim_fail(sim, "node %u: a get does not end", n->idx);
     }
+    kvf_moves_destroy(n->moves);
     kvf_gets_destroy(n->gets);
     kvf_peers_destroy(n->peers);
     for (unsigned i = 0; i < 3; i++)

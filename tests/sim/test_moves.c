@@ -1,0 +1,610 @@
+/* Chaos for pushes and windows, by seeds: pushes, writes and reads between
+ * daemons that die, restart, freeze, lose connections and whose bulk transfers
+ * break. Checked after every step:
+ *
+ *   - a key that a push brought is visible whole, and a push is published at
+ *     most once in the life of a receiver (its serial travels as metadata);
+ *   - a push, write or read that is answered OK is in place at that moment;
+ *   - a notification comes at most once, and before the OK of its write;
+ *   - memory that is being written to is not free (sim_bulk.c);
+ * and at the end that nothing is left.
+ *
+ *   KVF_SIM_SEEDS=N   how many seeds (default few, so that it takes seconds)
+ *   KVF_SIM_SEED=S    only this one */
+#include "sim.h"
+
+#include "base/log.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define SEEDS 120
+#define ACTIONS 300
+#define KEYS 5
+#define SHARE 24576u /* of a window, for each writer */
+#define GRACE_NS (500 * SIM_MS)
+
+struct job {
+    struct kvf_list node;
+    struct sim *sim;
+    enum kvf_move_kind kind;
+    uint64_t serial, size, generation, window, deadline_ns;
+    unsigned from, to, from_boot, to_boot;
+    struct kvf_move *move; /* NULL: answered */
+    struct kvf_buffer *buf;
+    bool notify, cancelled;
+    enum kvf_status status;
+    char key[16];
+    /* what came of it */
+    unsigned notices, published; /* in to's life `published_boot` */
+    unsigned notices_boot, published_boot;
+};
+
+static struct kvf_list jobs;
+static uint64_t next_serial;
+static uint64_t ended[3][KVF_STATUS_COUNT], retried, notices;
+
+static uint8_t byte_of(uint64_t serial, uint64_t i)
+{
+    return (uint8_t)(serial * 151 + i * 7 + (i >> 8) * 13 + 1);
+}
+
+static struct job *job_of(uint64_t serial)
+{
+    kvf_list_for_each (l, &jobs) {
+        struct job *j = kvf_container_of(l, struct job, node);
+
+        if (j->serial == serial)
+            return j;
+    }
+    return NULL;
+}
+
+static void check_bytes(const struct job *j, const uint8_t *p, const char *what)
+{
+    for (uint64_t i = 0; i < j->size; i++)
+        if (p[i] != byte_of(j->serial, i))
+            sim_fail(j->sim, "%s %llu: byte %llu is wrong", what,
+                     (unsigned long long)j->serial, (unsigned long long)i);
+}
+
+/* ---- invariants -----------------------------------------------------------
+ */
+
+static void check_key(struct sim_node *n, const struct kvf_gen *g)
+{
+    struct job *j;
+    uint64_t serial;
+
+    if (g->meta_len != sizeof serial || g->n_segs != 1)
+        sim_fail(n->sim, "a key that nobody pushed");
+    memcpy(&serial, g->meta, sizeof serial);
+    j = job_of(serial);
+    if (j == NULL || j->to != n->idx || g->size != j->size)
+        sim_fail(n->sim, "push %llu is not what was pushed",
+                 (unsigned long long)serial);
+    check_bytes(j, kvf_seg_ptr(&g->segs[0]), "published push");
+    if (j->published_boot == n->boots && j->generation != g->generation &&
+        j->published != 0)
+        sim_fail(n->sim, "push %llu was published twice",
+                 (unsigned long long)serial);
+    j->published = 1;
+    j->published_boot = n->boots;
+    if (j->move != NULL || j->generation == 0)
+        j->generation = g->generation;
+}
+
+static void check_all(struct sim *sim)
+{
+    char key[16];
+
+    for (unsigned i = 0; i < sim->conf.nodes; i++) {
+        struct sim_node *n = sim->node[i];
+
+        for (unsigned k = 0; n->alive && k < KEYS; k++) {
+            const struct kvf_gen *g;
+
+            snprintf(key, sizeof key, "p%u:0_1", k);
+            g = kvf_store_live(n->store, key, strlen(key));
+            if (g != NULL)
+                check_key(n, g);
+        }
+    }
+    kvf_list_for_each (l, &jobs) {
+        const struct job *j = kvf_container_of(l, struct job, node);
+        const struct sim_node *n = sim->node[j->from];
+        uint64_t due = j->deadline_ns;
+
+        if (j->move == NULL || n->frozen)
+            continue;
+        if (due < n->thawed_ns)
+            due = n->thawed_ns;
+        if (sim->now_ns > due + GRACE_NS)
+            sim_fail(sim, "%s %llu is not answered in time",
+                     kvf_move_kind_name(j->kind),
+                     (unsigned long long)j->serial);
+    }
+}
+
+static void on_written(struct sim_node *n, const struct kvf_window *w,
+                       bool write, const void *data, size_t len)
+{
+    struct job *j;
+    uint64_t serial;
+
+    if (len != sizeof serial)
+        sim_fail(n->sim, "a notification of %zu bytes", len);
+    memcpy(&serial, data, sizeof serial);
+    j = job_of(serial);
+    if (j == NULL || j->to != n->idx || write != (j->kind == KVF_MOVE_WRITE))
+        sim_fail(n->sim, "a notification that nobody sent");
+    if (j->notices_boot != n->boots)
+        j->notices = 0;
+    j->notices_boot = n->boots;
+    if (++j->notices > 1)
+        sim_fail(n->sim, "a notification came twice");
+    notices++;
+    if (write && j->move != NULL)
+        check_bytes(j, kvf_seg_ptr(&w->seg) + j->from * SHARE, "notified");
+}
+
+/* The window of a node, NULL when there is none. */
+static struct kvf_window *window_of(struct sim_node *n)
+{
+    return n->alive ? kvf_window_named(n->peers, "w", 1) : NULL;
+}
+
+static void check_ok(struct job *j, const struct kvf_move_result *r)
+{
+    struct sim_node *to = j->sim->node[j->to];
+    struct kvf_window *w = window_of(to);
+
+    retried += r->attempts > 1;
+    if (j->kind == KVF_MOVE_READ) {
+        /* Another window of that name has other bytes. */
+        if (w != NULL && w->id == j->window)
+            check_bytes(j, kvf_buffer_ptr(j->buf), "read");
+        return;
+    }
+    if (j->kind == KVF_MOVE_PUSH) {
+        if (j->published != 0 && j->published_boot == to->boots &&
+            j->generation != r->generation)
+            sim_fail(j->sim, "push %llu: generation %llu, not %llu",
+                     (unsigned long long)j->serial,
+                     (unsigned long long)r->generation,
+                     (unsigned long long)j->generation);
+        j->generation = r->generation;
+        return;
+    }
+    if (w != NULL && w->id == j->window)
+        check_bytes(j, kvf_seg_ptr(&w->seg) + j->from * SHARE, "written");
+    if (j->notify && to->alive && to->boots == j->to_boot && w != NULL &&
+        w->id == j->window && j->notices != 1)
+        sim_fail(j->sim, "OK, but %u notifications", j->notices);
+}
+
+static void on_reply(void *arg, const struct kvf_move_result *r)
+{
+    struct job *j = arg;
+
+    if (j->move == NULL)
+        sim_fail(j->sim, "two answers");
+    j->status = r->status;
+    ended[j->kind][r->status]++;
+    if (r->status == KVF_OK && j->sim->node[j->from]->alive)
+        check_ok(j, r);
+    j->move = NULL;
+    if (j->buf->pins != 0)
+        sim_fail(j->sim, "answered, but its memory is pinned");
+    kvf_buffer_retire(j->buf);
+    j->buf = NULL;
+}
+
+/* ---- actions --------------------------------------------------------------
+ */
+
+static bool runs(const struct sim_node *n)
+{
+    return n->alive && !n->frozen && n->engine.alive;
+}
+
+static bool busy(unsigned from, unsigned to)
+{
+    kvf_list_for_each (l, &jobs) {
+        const struct job *j = kvf_container_of(l, struct job, node);
+
+        if (j->move != NULL && j->kind != KVF_MOVE_PUSH && j->from == from &&
+            j->to == to)
+            return true;
+    }
+    return false;
+}
+
+static void fill(struct job *j, uint8_t *p)
+{
+    for (uint64_t i = 0; i < j->size; i++)
+        p[i] = byte_of(j->serial, i);
+}
+
+static void launch(struct sim *sim, struct sim_node *n, struct job *j)
+{
+    struct kvf_dest dest = {.has_to = true,
+                            .to = {.stage = j->to, .has_rank = true}};
+    struct kvf_req_put put = {.key = {j->key, strlen(j->key)},
+                              .meta = &j->serial,
+                              .meta_len = sizeof j->serial,
+                              .has_ttl = true,
+                              .ttl_ms = 300 + sim_below(sim, 3000),
+                              .checksum = sim_chance(sim, 30),
+                              .on_duplicate = sim_chance(sim, 10)};
+    uint64_t ms = 50 + sim_below(sim, 6000);
+    struct kvf_move_params p = {.kind = j->kind,
+                                .dest = &dest,
+                                .timeout_ms = ms,
+                                .n_segs = 1,
+                                .put = &put,
+                                .window = {"w", 1},
+                                .target_offset = j->from * SHARE,
+                                .has_notify = j->notify,
+                                .notify = &j->serial,
+                                .notify_len = sizeof j->serial};
+    struct kvf_seg seg = {
+        .buffer = j->buf, .offset = j->buf->offset, .length = j->size};
+    struct kvf_why why;
+
+    p.segs = &seg;
+    j->deadline_ns = sim->now_ns + ms * SIM_MS;
+    if (kvf_move_start(n->moves, &p, on_reply, j, &j->move, &why) < 0)
+        sim_fail(sim, "refused: %s", why.text);
+}
+
+static void do_move(struct sim *sim, struct sim_node *n)
+{
+    struct job *j = calloc(1, sizeof *j);
+    struct sim_node *before, *to;
+    struct kvf_window *w;
+
+    if (j == NULL)
+        abort();
+    j->sim = sim;
+    j->kind = (enum kvf_move_kind)sim_below(sim, 3);
+    j->from = n->idx;
+    j->from_boot = n->boots;
+    j->to = (unsigned)sim_below(sim, sim->conf.nodes);
+    to = sim->node[j->to];
+    j->to_boot = to->boots;
+    j->serial = ++next_serial;
+    j->size = sim_chance(sim, 30) ? 1 + sim_below(sim, 2000)
+                                  : 2001 + sim_below(sim, SHARE - 2001);
+    j->notify = j->kind != KVF_MOVE_PUSH && sim_chance(sim, 50);
+    snprintf(j->key, sizeof j->key, "p%u:0_1", (unsigned)sim_below(sim, KEYS));
+    w = window_of(to);
+    j->window = w != NULL ? w->id : 0;
+    if ((j->kind != KVF_MOVE_PUSH && busy(j->from, j->to)) ||
+        kvf_buffer_alloc(n->bufs, j->size, KVF_BUF_FILLING, &n->engine, &j->buf,
+                         NULL) < 0) {
+        free(j);
+        return;
+    }
+    if (j->kind != KVF_MOVE_READ)
+        fill(j, kvf_buffer_ptr(j->buf));
+    else if (w != NULL)
+        fill(j, kvf_seg_ptr(&w->seg) + j->from * SHARE);
+    kvf_list_init(&j->node);
+    kvf_list_push_back(&jobs, &j->node);
+    before = sim_enter(n);
+    launch(sim, n, j);
+    sim_leave(n, before);
+}
+
+static void do_cancel(struct sim *sim, struct sim_node *n)
+{
+    struct job *pick = NULL;
+    unsigned seen = 0;
+    struct sim_node *before;
+
+    kvf_list_for_each (l, &jobs) {
+        struct job *j = kvf_container_of(l, struct job, node);
+
+        if (j->move != NULL && j->from == n->idx && sim_below(sim, ++seen) == 0)
+            pick = j;
+    }
+    if (pick == NULL)
+        return;
+    before = sim_enter(n);
+    kvf_move_cancel(pick->move, KVF_CANCELLED, "cancelled");
+    sim_leave(n, before);
+}
+
+static void do_window(struct sim *sim, struct sim_node *n)
+{
+    struct kvf_window_spec spec = {.name = "w",
+                                   .name_len = 1,
+                                   .writable = true,
+                                   .owner = &n->engine,
+                                   .owner_list = &n->engine.windows};
+    struct kvf_window *w = window_of(n);
+    struct sim_node *before = sim_enter(n);
+    struct kvf_buffer *b;
+
+    if (w != NULL && sim_chance(sim, 30)) {
+        b = w->seg.buffer;
+        kvf_window_close(w, "unexposed");
+        kvf_buffer_retire(b);
+    } else if (w == NULL &&
+               kvf_buffer_alloc(n->bufs, SIM_NODES * SHARE, KVF_BUF_FILLING,
+                                &n->engine, &b, NULL) == 0) {
+        kvf_list_push_back(&n->engine.buffers, &b->owner_node);
+        spec.seg = (struct kvf_seg){
+            .buffer = b, .offset = b->offset, .length = b->size};
+        if (kvf_window_add(n->peers, &spec, &w, NULL) < 0)
+            sim_fail(sim, "expose");
+    }
+    sim_leave(n, before);
+}
+
+static void do_fault(struct sim *sim, struct sim_node *n)
+{
+    struct sim_node *other = sim->node[sim_below(sim, sim->conf.nodes)];
+
+    switch (sim_below(sim, 10)) {
+    case 0:
+        if (n->alive)
+            sim_node_kill(n, sim_chance(sim, 50));
+        break;
+    case 1:
+    case 2:
+        if (!n->alive)
+            sim_node_start(sim, n->idx);
+        break;
+    case 3:
+        if (n->alive)
+            sim_node_freeze(n);
+        break;
+    case 4:
+    case 5:
+        sim_node_thaw(n);
+        break;
+    case 6:
+        sim_net_cut(sim, n->idx, other->idx, true);
+        break;
+    case 7:
+        sim_net_cut(sim, n->idx, other->idx, false);
+        break;
+    case 8:
+        sim_net_reset(sim, n->idx, other->idx);
+        break;
+    default:
+        if (runs(n))
+            sim_engine_kill(n);
+        else if (n->alive && !n->frozen && !n->engine.alive)
+            sim_engine_start(n);
+        break;
+    }
+}
+
+static void act(struct sim *sim)
+{
+    struct sim_node *n = sim->node[sim_below(sim, sim->conf.nodes)];
+    unsigned what = (unsigned)sim_below(sim, 100);
+
+    if (what < sim->seed % 8 * 2)
+        do_fault(sim, n);
+    else if (!runs(n))
+        return;
+    else if (what < 75)
+        do_move(sim, n);
+    else if (what < 85)
+        do_cancel(sim, n);
+    else
+        do_window(sim, n);
+}
+
+/* ---- a seed ---------------------------------------------------------------
+ */
+
+static void run_until(struct sim *sim, uint64_t until)
+{
+    while (sim_step(sim, until))
+        check_all(sim);
+}
+
+static void heal(struct sim *sim)
+{
+    sim->conf.bulk_fail_pct = sim->conf.bulk_cut_pct = 0;
+    sim->conf.busy_pct = 0;
+    for (unsigned i = 0; i < sim->conf.nodes; i++) {
+        if (!sim->node[i]->alive)
+            sim_node_start(sim, i);
+        sim_node_thaw(sim->node[i]);
+        for (unsigned k = 0; k < i; k++)
+            sim_net_cut(sim, i, k, false);
+    }
+    run_until(sim, sim->now_ns + 10000 * SIM_MS);
+    kvf_list_for_each (l, &jobs) {
+        const struct job *j = kvf_container_of(l, struct job, node);
+
+        if (j->move != NULL)
+            sim_fail(sim, "%s %llu was never answered",
+                     kvf_move_kind_name(j->kind),
+                     (unsigned long long)j->serial);
+    }
+    for (unsigned i = 0; i < sim->conf.nodes; i++)
+        if (sim->node[i]->engine.alive)
+            sim_engine_kill(sim->node[i]);
+    run_until(sim, sim->now_ns + 30000 * SIM_MS);
+    sim_check_quiet(sim);
+}
+
+static void tap(void *arg, const char *line)
+{
+    const struct sim *sim = arg;
+
+    fprintf(stderr, "%10llu n%d %s\n",
+            (unsigned long long)(sim->now_ns / KVF_NS_PER_US - 1000000000u),
+            sim->current != NULL ? (int)sim->current->idx : -1, line);
+}
+
+static void run_seed(uint64_t seed)
+{
+    static const unsigned no_shm[] = {15, 1, 0, 12}; /* bits: nodes */
+    struct sim_conf c = {.nodes = 2 + (unsigned)(seed % 3),
+                         .pool_size = 1u << 20,
+                         .inline_max = 2048,
+                         .delay_ns = 50 * KVF_NS_PER_US,
+                         .jitter_ns = seed % 5 == 0 ? 30 * SIM_MS : SIM_MS,
+                         .tick_ns = seed % 2 == 0 ? 0 : 1000,
+                         .bulk_chunk = 16384,
+                         .bulk_step_ns = seed % 7 == 0 ? 20 * SIM_MS : SIM_MS,
+                         .no_shm = no_shm[seed / 3 % 4],
+                         .bulk_fail_pct = 8,
+                         .bulk_cut_pct = 4,
+                         .dup_hello_pct = 20,
+                         .busy_pct = 3};
+    struct sim *sim = sim_new(&c, seed);
+
+    sim->written = on_written;
+    kvf_list_init(&jobs);
+    if (getenv("KVF_SIM_LOG") != NULL)
+        kvf_log_tap(tap, sim);
+    for (unsigned i = 0; i < ACTIONS; i++) {
+        run_until(sim, sim->now_ns + (sim_chance(sim, 5)
+                                          ? sim_below(sim, 3000 * SIM_MS)
+                                          : sim_below(sim, 30 * SIM_MS)));
+        act(sim);
+    }
+    heal(sim);
+    kvf_log_tap(NULL, NULL);
+    sim_free(sim);
+    for (struct kvf_list *l; (l = kvf_list_pop(&jobs)) != NULL;)
+        free(kvf_container_of(l, struct job, node));
+}
+
+static void chaos(void **state)
+{
+    const char *n = getenv("KVF_SIM_SEEDS"), *one = getenv("KVF_SIM_SEED");
+    uint64_t seeds = n != NULL ? strtoull(n, NULL, 10) : SEEDS;
+
+    (void)state;
+    for (uint64_t seed = 1; one == NULL && seed <= seeds; seed++)
+        run_seed(seed);
+    if (one != NULL)
+        run_seed(strtoull(one, NULL, 10));
+    for (unsigned k = 0; k < 3; k++) {
+        print_message("%s:", kvf_move_kind_name((enum kvf_move_kind)k));
+        for (unsigned i = 0; i < KVF_STATUS_COUNT; i++)
+            if (ended[k][i] != 0)
+                print_message(" %s=%llu", kvf_status_name((enum kvf_status)i),
+                              (unsigned long long)ended[k][i]);
+        print_message("\n");
+        /* A chaos without successes proves nothing. */
+        assert_true(one != NULL || ended[k][KVF_OK] > 10 * seeds);
+    }
+    print_message("OK after retries %llu, notifications %llu\n",
+                  (unsigned long long)retried, (unsigned long long)notices);
+}
+
+/* ---- one lost message -----------------------------------------------------
+ */
+
+static enum kvf_peer_type lose;
+static unsigned lost;
+
+static bool pass(struct sim *sim, unsigned from, unsigned to,
+                 enum kvf_peer_type type)
+{
+    (void)sim;
+    (void)from;
+    (void)to;
+    if (type != lose || lost != 0)
+        return true;
+    lost++;
+    return false;
+}
+
+/* A message of each kind is lost with its connection: what was asked is in
+ * place when it is answered, and was done once. */
+static void lose_one(enum kvf_move_kind kind, enum kvf_peer_type type,
+                     uint64_t size, unsigned no_shm)
+{
+    struct sim_conf c = {.nodes = 2,
+                         .pool_size = 1u << 20,
+                         .inline_max = 2048,
+                         .delay_ns = SIM_MS,
+                         .bulk_chunk = 16384,
+                         .bulk_step_ns = SIM_MS,
+                         .no_shm = no_shm};
+    struct sim *sim = sim_new(&c, 1);
+    struct job j = {.sim = sim,
+                    .kind = kind,
+                    .from = 1,
+                    .from_boot = 1,
+                    .to_boot = 1,
+                    .serial = ++next_serial,
+                    .size = size,
+                    .notify = kind == KVF_MOVE_WRITE,
+                    .key = "p0:0_1"};
+    uint64_t ok = ended[kind][KVF_OK];
+    struct kvf_window *w;
+
+    sim->written = on_written;
+    sim->pass = pass;
+    lose = type;
+    lost = 0;
+    kvf_list_init(&jobs);
+    kvf_list_init(&j.node);
+    kvf_list_push_back(&jobs, &j.node);
+    if (window_of(sim->node[0]) == NULL)
+        do_window(sim, sim->node[0]);
+    w = window_of(sim->node[0]);
+    j.window = w != NULL ? w->id : 0;
+    kvf_buffer_alloc(sim->node[1]->bufs, size, KVF_BUF_FILLING,
+                     &sim->node[1]->engine, &j.buf, NULL);
+    fill(&j, kvf_buffer_ptr(j.buf));
+    launch(sim, sim->node[1], &j);
+    j.deadline_ns = KVF_NEVER - GRACE_NS;
+    for (unsigned i = 0; i < 2000 && lost == 0; i++)
+        run_until(sim, sim->now_ns + SIM_MS);
+    assert_int_equal(lost, 1);
+    sim_net_reset(sim, 0, 1);
+    run_until(sim, sim->now_ns + 8000 * SIM_MS);
+    if (j.move != NULL || j.status != KVF_OK || ended[kind][KVF_OK] != ok + 1 ||
+        j.published != (kind == KVF_MOVE_PUSH))
+        sim_fail(sim, "%s after a lost %s: %s, published %u",
+                 kvf_move_kind_name(kind), kvf_peer_type_name(type),
+                 j.move != NULL ? "no answer" : kvf_status_name(j.status),
+                 j.published);
+    if (kind == KVF_MOVE_PUSH && sim->node[0]->stats.pushed != 1)
+        sim_fail(sim, "published %llu times",
+                 (unsigned long long)sim->node[0]->stats.pushed);
+    heal(sim);
+    sim_free(sim);
+}
+
+static void one_lost_message(void **state)
+{
+    static const enum kvf_peer_type push[] = {
+        KVF_PEER_ROOM_ASK, KVF_PEER_GRANT, KVF_PEER_COMMIT,
+        KVF_PEER_APPLIED,  KVF_PEER_DONE,  KVF_PEER_ENDED};
+    static const enum kvf_peer_type write[] = {
+        KVF_PEER_WINDOW_ASK, KVF_PEER_GRANT, KVF_PEER_NOTIFY, KVF_PEER_APPLIED};
+
+    (void)state;
+    for (unsigned no_shm = 0; no_shm < 4; no_shm += 3) {
+        for (unsigned i = 0; i < 6; i++)
+            lose_one(KVF_MOVE_PUSH, push[i], 20000, no_shm);
+        lose_one(KVF_MOVE_PUSH, KVF_PEER_ROOM_ASK, 1000, no_shm); /* eager */
+        lose_one(KVF_MOVE_PUSH, KVF_PEER_APPLIED, 1000, no_shm);
+        for (unsigned i = 0; i < 4; i++)
+            lose_one(KVF_MOVE_WRITE, write[i], 20000, no_shm);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {cmocka_unit_test(one_lost_message),
+                                       cmocka_unit_test(chaos)};
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
