@@ -48,6 +48,7 @@ struct kvf_access *kvf_access_new(struct kvf_guest *g,
     a->seg = *seg;
     a->write = write;
     a->shm = shm;
+    a->rdma = !shm && g->rdma && ps->env.rdma != NULL;
     kvf_list_init(&a->guest_node);
     kvf_list_init(&a->window_node);
     kvf_list_push_back(&g->accesses, &a->guest_node);
@@ -61,6 +62,23 @@ struct kvf_access *kvf_access_find(const struct kvf_peers *ps, uint64_t id)
 
     HASH_FIND(hh, ps->accesses, &id, sizeof id, a);
     return a;
+}
+
+/* A QP may write while its guest has something to write into, and no longer:
+ * what it may reach then is all of what is registered (docs/ARCHITECTURE.md).
+ */
+static void allow_write(struct kvf_access *a)
+{
+    if (a->guest->rdma_writes++ == 0)
+        a->rdma = kvf_rdma_allow_write(a->ps->env.rdma, a->guest, true);
+    if (!a->rdma)
+        a->guest->rdma_writes--;
+}
+
+static void forbid_write(struct kvf_access *a)
+{
+    if (--a->guest->rdma_writes == 0)
+        (void)kvf_rdma_allow_write(a->ps->env.rdma, a->guest, false);
 }
 
 static void settle(struct kvf_access *a)
@@ -81,6 +99,8 @@ void kvf_access_end(struct kvf_access *a)
         return;
     a->ended = true;
     HASH_DEL(a->ps->accesses, a);
+    if (a->rdma && a->write)
+        forbid_write(a);
     kvf_list_unlink(&a->guest_node);
     kvf_list_unlink(&a->window_node);
     a->guest = NULL;
@@ -112,7 +132,9 @@ void kvf_access_revoke(struct kvf_access *a, const char *text)
     kvf_list_unlink(&a->window_node);
     a->window = NULL;
     tell_revoked(a, text);
-    if (!a->shm)
+    /* Over tcp nothing can be touched any more. Otherwise its holder has to let
+     * go first. */
+    if (!a->shm && !a->rdma)
         kvf_access_end(a);
 }
 
@@ -133,7 +155,7 @@ void kvf_guest_end_accesses(struct kvf_guest *g, bool shm_too)
         struct kvf_access *a =
             kvf_container_of(n, struct kvf_access, guest_node);
 
-        if (!a->shm || shm_too)
+        if ((!a->shm || shm_too) && !(a->rdma && g->rdma_stuck))
             kvf_access_end(a);
     }
 }
@@ -175,10 +197,35 @@ void kvf_access_unpin(struct kvf_access *a)
 /* ---- answers --------------------------------------------------------------
  */
 
+/* Where the memory is, for who maps it or has it registered. */
+static void describe(struct kvf_access *a, struct kvf_peer_grant *g,
+                     struct kvf_peer_seg *seg, struct kvf_peer_space *space)
+{
+    struct kvf_gen gen = {.segs = &a->seg, .n_segs = 1};
+
+    *seg = (struct kvf_peer_seg){0, a->seg.offset, a->seg.length};
+    g->segs = seg;
+    g->n_segs = 1;
+    if (a->seg.region != NULL) {
+        const struct kvf_mapping *map = a->seg.region->map;
+
+        memset(space, 0, sizeof *space);
+        snprintf(space->path, sizeof space->path, "%s", a->seg.region->path);
+        space->dev = map->dev;
+        space->ino = map->ino;
+        space->size = map->size;
+        seg->space = 1;
+        g->spaces = space;
+        g->n_spaces = 1;
+    }
+    if (a->rdma)
+        kvf_guest_rdma_describe(a->guest, &gen, g);
+}
+
 void kvf_guest_grant_access(struct kvf_access *a, uint64_t ask,
                             uint64_t generation)
 {
-    struct kvf_peer_seg seg = {0, a->seg.offset, a->seg.length};
+    struct kvf_peer_seg seg;
     struct kvf_peer_space space;
     struct kvf_peer_msg m;
 
@@ -189,23 +236,17 @@ void kvf_guest_grant_access(struct kvf_access *a, uint64_t ask,
     m.u.grant.generation = generation;
     m.u.grant.size = a->seg.length;
     m.u.grant.shm = a->shm;
-    if (a->shm) {
-        m.u.grant.segs = &seg;
-        m.u.grant.n_segs = 1;
-    }
-    if (a->shm && a->seg.region != NULL) {
-        const struct kvf_mapping *map = a->seg.region->map;
-
-        memset(&space, 0, sizeof space);
-        snprintf(space.path, sizeof space.path, "%s", a->seg.region->path);
-        space.dev = map->dev;
-        space.ino = map->ino;
-        space.size = map->size;
-        seg.space = 1;
-        m.u.grant.spaces = &space;
-        m.u.grant.n_spaces = 1;
-    }
+    if (a->rdma && a->write)
+        allow_write(a);
+    if (a->shm || a->rdma)
+        describe(a, &m.u.grant, &seg, &space);
+    if (a->rdma && !m.u.grant.rdma && a->write)
+        forbid_write(a);
+    a->rdma = m.u.grant.rdma;
+    if (!a->shm && !a->rdma)
+        m.u.grant.n_segs = m.u.grant.n_spaces = 0; /* tcp needs no places */
     kvf_guest_answer(a->guest, &m, NULL, 0);
+    kvf_guest_rdma_described(&m.u.grant);
 }
 
 void kvf_guest_applied(struct kvf_guest *g, uint64_t ask, uint64_t generation)

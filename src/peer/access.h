@@ -24,7 +24,7 @@ struct kvf_access {
     struct kvf_guest *guest; /* who holds it; NULL: nobody any more */
     struct kvf_list guest_node;
     struct kvf_seg seg;
-    bool write, shm;
+    bool write, shm, rdma;
     bool revoked; /* no new use; a holder over shm has not let go yet */
     bool ended;
     unsigned io;

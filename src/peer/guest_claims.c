@@ -150,7 +150,7 @@ static bool holds(const struct kvf_guest *g, uint64_t id)
         a = kvf_access_find(g->ps, id);
         return a != NULL && a->guest == g;
     }
-    c = kvf_claim_find(g->ps->env.store, id);
+    c = kvf_peers_claim(g->ps, id);
     return c != NULL && c->holder == g;
 }
 
@@ -220,7 +220,7 @@ void kvf_guest_on_end(struct kvf_guest *g, uint64_t claim,
                kvf_secret_equal(&c->token, token, sizeof *token)) {
         kvf_guest_claim_end(c, done);
         first = true;
-    } else if (c == NULL && done)
+    } else if (c == NULL && done && (claim & KVF_ACCESS_BIT) == 0)
         kvf_store_late_done(claim < KVF_BLOCK_CLAIMS
                                 ? ps->env.store
                                 : kvf_blocks_store(ps->env.blocks),

@@ -147,6 +147,7 @@ struct kvf_guest {
     struct kvf_list claims;   /* kvf_claim.holder_node */
     struct kvf_list accesses; /* kvf_access.guest_node */
     struct kvf_list rooms;    /* kvf_room.guest_node */
+    unsigned rdma_writes;     /* accesses by which its QP may write */
     struct kvf_list engines;
     struct kvf_mapping *pool_map; /* proves that we may believe its pid */
     struct kvf_proc_watch *watch;

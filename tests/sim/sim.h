@@ -130,6 +130,8 @@ bool sim_step(struct sim *sim, uint64_t limit_ns);
 void sim_run_ms(struct sim *sim, uint64_t ms);
 uint64_t sim_below(struct sim *sim, uint64_t n);
 bool sim_chance(struct sim *sim, unsigned percent);
+/* For kvf_log_tap: prints the log with the time and the node. */
+void sim_tap(void *arg, const char *line);
 /* Ends the test with the seed and the time in the message. */
 void sim_fail(struct sim *sim, const char *fmt, ...)
     __attribute__((format(printf, 2, 3), noreturn));

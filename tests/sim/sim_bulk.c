@@ -19,6 +19,7 @@
 struct bulk {
     struct kvf_transport t;
     struct sim_node *n;
+    struct kvf_list ops; /* op.mine */
 };
 
 struct bulk_link {
@@ -46,7 +47,7 @@ struct serve {
 };
 
 struct op {
-    struct kvf_list node;
+    struct kvf_list node, mine;
     struct kvf_timer timer; /* of the world */
     struct bulk_link *bl;
     struct kvf_transfer_op *op;
@@ -152,6 +153,7 @@ static void op_end(struct op *o, int status, const struct kvf_why *why)
         serve_orphan(o->serve);
     kvf_timer_cancel(&b->n->sim->world, &o->timer);
     kvf_list_unlink(&o->node);
+    kvf_list_unlink(&o->mine);
     kvf_op_finish(&b->t, o->op, status, why);
     free(o);
 }
@@ -331,6 +333,8 @@ static int post(struct kvf_link *link, struct kvf_transfer_op *op,
     op->priv = o;
     kvf_timer_init(&o->timer, step);
     kvf_list_push_back(&bl->ops, &o->node);
+    kvf_list_init(&o->mine);
+    kvf_list_push_back(&bl->b->ops, &o->mine);
     again(o, sim->conf.bulk_step_ns);
     return 0;
 }
@@ -456,6 +460,7 @@ int sim_bulk_create(struct sim_node *n, struct kvf_transport **out,
     if (b == NULL)
         return kvf_fail(why, KVF_NO_SPACE, "out of memory");
     b->n = n;
+    kvf_list_init(&b->ops);
     kvf_transport_init(&b->t, &bulk_ops, &n->sched, &n->stats);
     *out = &b->t;
     return 0;
@@ -471,6 +476,13 @@ void sim_bulk_node_gone(struct sim_node *n)
     }
     for (struct kvf_list *j; (j = kvf_list_pop(&n->admitted)) != NULL;)
         free(kvf_container_of(j, struct sim_admit, node));
+    /* What was cancelled before waits for a step that will not come. */
+    kvf_list_for_each_safe (k, &kvf_container_of(n->tcp, struct bulk, t)->ops) {
+        struct op *o = kvf_container_of(k, struct op, mine);
+
+        if (o->cancelled)
+            op_end(o, -KVF_CANCELLED, NULL);
+    }
 }
 
 /* Where it is received to, if that is in the pool, is not free either. */

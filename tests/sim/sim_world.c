@@ -6,6 +6,7 @@
 
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 static uint64_t world_clock(void *arg)
 {
@@ -156,4 +157,15 @@ void sim_run_ms(struct sim *sim, uint64_t ms)
 
     while (sim->now_ns < limit && sim_step(sim, limit))
         ;
+}
+
+void sim_tap(void *arg, const char *line)
+{
+    const struct sim *sim = arg;
+
+    fprintf(stderr, "%10llu n%d %s",
+            (unsigned long long)(sim->now_ns / KVF_NS_PER_US - 1000000000u),
+            sim->current != NULL ? (int)sim->current->idx : -1, line);
+    if (strchr(line, '\n') == NULL)
+        fputc('\n', stderr);
 }

@@ -288,17 +288,6 @@ static void heal(struct sim *sim)
     sim_check_quiet(sim);
 }
 
-static void tap(void *arg, const char *line)
-{
-    const struct sim *sim = arg;
-
-    fprintf(stderr, "%10llu n%d %s",
-            (unsigned long long)(sim->now_ns / KVF_NS_PER_US - 1000000000u),
-            sim->current != NULL ? (int)sim->current->idx : -1, line);
-    if (strchr(line, '\n') == NULL)
-        fputc('\n', stderr);
-}
-
 static void run_seed(uint64_t seed)
 {
     static const unsigned no_shm[] = {15, 1, 0, 12}; /* bits: nodes */
@@ -318,7 +307,7 @@ static void run_seed(uint64_t seed)
     struct sim *sim = sim_new(&c, seed);
 
     if (getenv("KVF_SIM_LOG") != NULL)
-        kvf_log_tap(tap, sim);
+        kvf_log_tap(sim_tap, sim);
     for (unsigned i = 0; i < ACTIONS; i++) {
         uint64_t until = sim->now_ns;
 

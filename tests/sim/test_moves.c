@@ -15,7 +15,6 @@
 
 #include "base/log.h"
 
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -437,15 +436,6 @@ static void heal(struct sim *sim)
     sim_check_quiet(sim);
 }
 
-static void tap(void *arg, const char *line)
-{
-    const struct sim *sim = arg;
-
-    fprintf(stderr, "%10llu n%d %s\n",
-            (unsigned long long)(sim->now_ns / KVF_NS_PER_US - 1000000000u),
-            sim->current != NULL ? (int)sim->current->idx : -1, line);
-}
-
 static void run_seed(uint64_t seed)
 {
     static const unsigned no_shm[] = {15, 1, 0, 12}; /* bits: nodes */
@@ -467,7 +457,7 @@ static void run_seed(uint64_t seed)
     sim->written = on_written;
     kvf_list_init(&jobs);
     if (getenv("KVF_SIM_LOG") != NULL)
-        kvf_log_tap(tap, sim);
+        kvf_log_tap(sim_tap, sim);
     for (unsigned i = 0; i < ACTIONS; i++) {
         run_until(sim, sim->now_ns + (sim_chance(sim, 5)
                                           ? sim_below(sim, 3000 * SIM_MS)
