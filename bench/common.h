@@ -27,7 +27,8 @@ void bench_pin(unsigned nth);
 uint64_t bench_size(const char *text);
 /* "64 KiB" and the like; static storage, four results live at once. */
 const char *bench_size_text(uint64_t size);
-/* Iterations that move about `bytes`, at least 2. */
+/* Iterations that move about `bytes`, or about KVF_BENCH_BYTES of the
+ * environment if that is less; at least 2. */
 uint64_t bench_turns(uint64_t size, uint64_t bytes);
 
 /* `size` bytes, each page touched. `shared`: of a memfd mapped shared, as a

@@ -39,10 +39,12 @@ SUITES = {
     "integration": ("pytest", "release", 540),
     "integration:asan": ("pytest", "asan", 540),
     "python": ("pytest", "release", 300),
+    "rdma": ("pytest", "release", 300),
+    "rdma:asan": ("pytest", "asan", 300),
 }
 QUICK = ["lint", "unit:asan", "layout", "sim:asan", "conformance:asan",
          "integration", "python"]
-
+SHARDS = {"rdma": 1}  # a guest has as many processors as this machine
 
 AGAIN_MAX = 3  # failed tests of a shard that get a second run
 
@@ -265,7 +267,7 @@ def second_chance(label, env, xml, counts):
 
 
 def run_pytest(label, build_name, seconds, quick, tally):
-    """A folder of pytest, in two shards side by side: they mostly wait."""
+    """A folder of pytest, mostly in two shards side by side: they wait."""
     d = build_dir(build_name)
     folder = label.split(":")[0]
     marks = "not slow" if quick or build_name == "asan" else ""
@@ -276,8 +278,9 @@ def run_pytest(label, build_name, seconds, quick, tally):
             + marks.replace("not ", "").replace(" and ", ", ")
             + " (they run in the release build)")
     shards = []
-    for i in range(2):
-        env = dict(os.environ, KVF_BUILD=d, KVF_SHARD=f"{i}/2")
+    of = SHARDS.get(folder, 2)
+    for i in range(of):
+        env = dict(os.environ, KVF_BUILD=d, KVF_SHARD=f"{i}/{of}")
         xml = os.path.join(d, f"{folder}-{i}.xml")
         if os.path.exists(xml):
             os.unlink(xml)

@@ -20,6 +20,13 @@ LIMIT = 60  # seconds a test may take, the boot left aside
 HELD = {}
 
 
+def pytest_configure(config):
+    config.addinivalue_line(
+        "markers", "slow: takes long; left out on the sanitized build")
+    config.addinivalue_line(
+        "markers", "release_only: measures, so not on a sanitized build")
+
+
 def files():
     """Kernel and initial file system; made once."""
     if "skip" in HELD:

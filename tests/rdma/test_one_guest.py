@@ -79,6 +79,7 @@ def test_nothing_is_registered_on_the_data_path(ab):
     assert vm_daemon.verbs_objects(a.g) == before
 
 
+@pytest.mark.release_only
 def test_idle_costs_nothing(ab):
     """A daemon with an open connection and nothing to do sleeps."""
     a, b = ab

@@ -125,6 +125,7 @@ def stage(stage_of):
     return stage_of()
 
 
+@pytest.mark.slow
 def test_a_short_loss_of_the_link_is_not_noticed(stage):
     stage.begin()
     stage.g2.link(False)
@@ -146,6 +147,7 @@ def test_a_long_loss_of_the_link_ends_and_heals(stage):
     stage.heals()
 
 
+@pytest.mark.slow
 def test_a_port_that_goes_down_and_up_heals(stage):
     stage.begin()
     stage.g2.sh("/bin/ip link set eth0 down; sleep 1; "
@@ -164,6 +166,7 @@ def test_the_owner_is_killed(stage):
     stage.heals()
 
 
+@pytest.mark.slow
 def test_the_owner_is_restarted(stage):
     stage.a.end()
     stage.a.start()
@@ -173,6 +176,7 @@ def test_the_owner_is_restarted(stage):
     stage.heals()
 
 
+@pytest.mark.slow
 def test_the_owner_stands_still(stage):
     """Its memory can still be read: the get ends either way."""
     stage.begin()
@@ -184,6 +188,7 @@ def test_the_owner_stands_still(stage):
     stage.heals()
 
 
+@pytest.mark.slow
 def test_the_machine_of_the_owner_stands_still(stage):
     stage.begin()
     stage.g1.freeze()
