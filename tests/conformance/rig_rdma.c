@@ -172,7 +172,8 @@ int rig_rdma_create(struct rig *r, struct kvf_transport **out,
     if (r->kind == RIG_RDMA_DEVICE) {
         snprintf(conf.device, sizeof conf.device, "%s", device);
         v = &kvf_verbs_real;
-        conf.stall_ms = 2000;
+        /* An emulated machine beside others. */
+        conf.stall_ms = conf.connect_ms = 10000;
     }
     return kvf_rdma_create(r->reactor, v, &conf, &hooks, r, &r->stats, out,
                            why);

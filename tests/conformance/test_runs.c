@@ -55,7 +55,8 @@ static void pull_all(struct scat *p)
 {
     start(p);
     rig_until(p->rig, &p->calls, 20000);
-    assert_int_equal(p->status, 0);
+    if (p->status != 0)
+        fail_msg("%s", p->why.text);
     assert_int_equal(p->x.bytes_done, p->s.bytes);
     run_source_check(&p->s, p->rig->payload);
 }
@@ -182,7 +183,7 @@ static void resumed(enum rig_kind kind)
     rig_open(&r, kind, kind == RIG_SIM ? 8 * MIB : 48 * MIB);
     init(&p, &r, &rng, 16 * KIB, false);
     start(&p);
-    while (p.x.bytes_done == 0)
+    while (p.x.bytes_done == 0 && p.calls == 0)
         rig_turns(&r, 1);
     kvf_link_close(&r.link);
     rig_until(&r, &p.calls, 1000);
