@@ -54,16 +54,22 @@ static void check_config(struct doctor *d, const struct cli *c)
 
 int cli_doctor(struct cli *c, int argc, char **argv)
 {
-    static const struct option options[] = {{"json", no_argument, NULL, 1},
-                                            {0}};
+    static const struct option options[] = {
+        {"json", no_argument, NULL, 1},
+        {"peer", required_argument, NULL, 2},
+        {0}};
     struct doctor d = {.json = false};
+    char peer[256] = "";
+    uint16_t port = 0;
     struct kvf_why why;
     int code;
 
     while ((code = cli_getopt(c, argc, argv, "", options)) != -1) {
         if (code == '?')
             return CLI_USAGE;
-        d.json = true;
+        d.json |= code == 1;
+        if (code == 2 && !cli_host_port(optarg, peer, sizeof peer, &port))
+            return cli_usage(c, "bad value %s", optarg);
     }
     if (argc != optind)
         return cli_usage(c, "takes no argument");
@@ -83,6 +89,9 @@ int cli_doctor(struct cli *c, int argc, char **argv)
     }
     doctor_network(&d); /* first: a pool that exists needs no room */
     doctor_machine(&d);
+    doctor_verbs(&d);
+    if (port != 0)
+        doctor_peer(&d, peer, port);
     if (!d.json)
         printf("%u ok, %u warn, %u FAIL\n", d.found[DOCTOR_OK],
                d.found[DOCTOR_WARN], d.found[DOCTOR_FAIL]);

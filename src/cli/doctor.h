@@ -23,4 +23,7 @@ void doctor_say(struct doctor *d, enum doctor_level level, const char *what,
 
 void doctor_machine(struct doctor *d); /* doctor_machine.c */
 void doctor_network(struct doctor *d); /* doctor_net.c */
+void doctor_verbs(struct doctor *d);   /* doctor_verbs.c */
+/* doctor_peer.c; `port` is the metadata port. */
+void doctor_peer(struct doctor *d, const char *host, uint16_t port);
 #endif

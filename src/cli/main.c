@@ -44,6 +44,7 @@ static const struct cli_command commands[] = {
     {"doctor", cli_doctor, "what this machine offers and what is wrong",
      "doctor\n"
      "  --json\n"
+     "  --peer HOST:PORT   move test bytes to that worker's daemon and back\n"
      "With --config FILE the file and what it asks for are checked too.\n"
      "Exit status 1 if anything is FAIL.\n"},
     {"bench", cli_bench, "measure latency and throughput",

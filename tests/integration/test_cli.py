@@ -384,6 +384,34 @@ def test_doctor_peer_that_is_away(daemon, tmp_path):
     assert "refused" in found["peer 1.0.0"]["finding"]
 
 
+def test_doctor_moves_bytes_to_a_peer_and_back(pair):
+    peer = f"{pair.dst.peer_host}:{pair.dst.peer_port}"
+    found = doctor("--config", pair.src.ini, "--peer", peer)
+    back = [f for c, f in found.items() if c.startswith("peer, ")]
+    assert [f["level"] for f in back] == ["ok", "ok"], back
+    assert all("came back whole by" in f["finding"] for f in back), back
+
+
+def test_doctor_of_a_peer_that_is_away(daemon):
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    found = doctor("--config", daemon.ini, "--peer", f"127.0.0.1:{port}", rc=1)
+    bad = next(f for c, f in found.items() if c.startswith("peer, "))
+    assert bad["level"] == "FAIL" and "PEER_UNREACHABLE" in bad["finding"], bad
+
+
+def test_doctor_without_a_device_when_rdma_is_asked_for(tmp_path):
+    conf = kvf.daemon_conf(tmp_path, conf={"connector": {"protocol": "rdma"}})
+    conf["edge 0->1"] = {"window_size": -1}
+    (tmp_path / "d.ini").write_text(ini(conf))
+    found = doctor("--config", tmp_path / "d.ini",
+                   rc=0 if os.path.isdir("/sys/class/infiniband") else 1)
+    if not os.path.isdir("/sys/class/infiniband"):
+        assert found["rdma"]["level"] == "FAIL"
+        assert "no verbs device" in found["rdma"]["finding"]
+
+
 def test_doctor_bad_config(tmp_path):
     (tmp_path / "bad.ini").write_text("[worker]\nstagee = 1\n")
     found = doctor("--config", tmp_path / "bad.ini", rc=1)

@@ -22,6 +22,10 @@ ONLY = {
 # Single headers beyond that, each with its reason.
 ALSO = {
     ("cli", "memory/copy.h"),        # bench measures the copy loops
+    # doctor says what the transport would choose
+    ("cli", "transport/rdma/choose.h"),
+    ("cli", "transport/rdma/handshake.h"),
+    ("cli", "transport/rdma/verbs.h"),
     ("client", "memory/segment.h"),  # the layout of the pool's first page
 }
 # The public headers: who may include them.

@@ -4,6 +4,7 @@
  * one that has the advertised address. Failure modes: none there; port down (it
  * comes back by an event); device fatal (rdma is over until a restart, other
  * transports go on). errno becomes advice here. */
+#include "transport/rdma/choose.h"
 #include "transport/rdma/rdma_priv.h"
 
 #include <arpa/inet.h>
@@ -13,68 +14,20 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
 #define GID_TABLE 256
 
-/* ---- advice ---------------------------------------------------------------
- */
-
-static int memlock_advice(struct kvf_why *why, const char *what, int err)
-{
-    struct rlimit rl = {0};
-    char limit[32] = "unlimited";
-
-    getrlimit(RLIMIT_MEMLOCK, &rl);
-    if (rl.rlim_cur != RLIM_INFINITY)
-        snprintf(limit, sizeof limit, "%llu KiB",
-                 (unsigned long long)rl.rlim_cur / 1024);
-    return kvf_fail(why, KVF_NO_SPACE,
-                    "%s: %s: memory for the device has to be locked and "
-                    "`ulimit -l` is %s (LimitMEMLOCK= of the unit)",
-                    what, strerror(err), limit);
-}
-
 int kvf_rdma_advise(const struct kvf_rdma *r, struct kvf_why *why,
                     const char *what, int err)
 {
-    const char *dev = r->name[0] != '\0' ? r->name : "rdma";
-
-    if (err == ENOMEM)
-        return memlock_advice(why, what, err);
-    if (err == EINVAL && strcmp(what, "QP to RTR") == 0)
-        return kvf_fail(why, KVF_TRANSPORT,
-                        "%s: %s: %s: the GID does not lead to the peer: see "
-                        "`kvferry doctor`, set [rdma] gid_index",
-                        dev, what, strerror(err));
-    if (err == ENETUNREACH || err == ETIMEDOUT || err == EHOSTUNREACH)
-        return kvf_fail(why, KVF_TRANSPORT,
-                        "%s: %s: %s: no route or neighbour for the peer's GID: "
-                        "see `kvferry doctor`, set [rdma] gid_index",
-                        dev, what, strerror(err));
-    if (err == EACCES || err == EPERM)
-        return kvf_fail(why, KVF_UNSUPPORTED,
-                        "%s: %s: %s: may this user open /dev/infiniband?", dev,
-                        what, strerror(err));
-    return kvf_fail(why, KVF_TRANSPORT, "%s: %s: %s", dev, what,
-                    strerror(err != 0 ? err : EIO));
+    return kvf_rdma_advice(why, r->name[0] != '\0' ? r->name : "rdma", what,
+                           err);
 }
 
 /* ---- GIDs -------------------------------------------------------------------
  */
-
-/* A numeric address as a GID. */
-static bool address_gid(const char *text, uint8_t out[16])
-{
-    memset(out, 0, 16);
-    if (inet_pton(AF_INET, text, out + 12) == 1) {
-        out[10] = out[11] = 0xff;
-        return true;
-    }
-    return inet_pton(AF_INET6, text, out) == 1;
-}
 
 /* UDP connect sends nothing; it asks the routing table. */
 bool kvf_rdma_route_source(void *arg, const uint8_t dst[16], uint8_t src[16])
@@ -109,59 +62,13 @@ bool kvf_rdma_route_source(void *arg, const uint8_t dst[16], uint8_t src[16])
     return true;
 }
 
-/* Lower is better: RoCE v2 before v1, routable before link-local, the
- * advertised address before all. */
-static unsigned rank_gid(const struct kvf_rdma_gid *g, const uint8_t *prefer)
-{
-    unsigned rank = 0;
-
-    if (prefer == NULL || memcmp(g->raw, prefer, 16) != 0)
-        rank += 8;
-    if (g->type == KVF_RDMA_GID_ROCE_V1)
-        rank += 4;
-    if (g->raw[0] == 0xfe && (g->raw[1] & 0xc0) == 0x80)
-        rank += 2;
-    if (!kvf_rdma_gid_is_v4(g->raw))
-        rank += 1;
-    return rank;
-}
-
-static void add_gid(struct kvf_rdma *r, const struct kvf_rdma_gid *g,
-                    const uint8_t *prefer)
-{
-    unsigned at = r->n_gid;
-
-    while (at > 0 && rank_gid(&r->gid[at - 1], prefer) > rank_gid(g, prefer))
-        at--;
-    if (at == KVF_RDMA_GIDS)
-        return;
-    if (r->n_gid < KVF_RDMA_GIDS)
-        r->n_gid++;
-    memmove(&r->gid[at + 1], &r->gid[at],
-            (r->n_gid - at - 1) * sizeof r->gid[0]);
-    r->gid[at] = *g;
-}
-
 static void read_gids(struct kvf_rdma *r)
 {
     struct ibv_gid_entry *e = calloc(GID_TABLE, sizeof *e);
-    static const uint8_t zero[16];
-    uint8_t prefer[16];
-    bool preferred = address_gid(r->conf.prefer, prefer);
     int n = e != NULL ? r->v->gid_table(r->ctx, e, GID_TABLE) : 0;
 
-    r->n_gid = 0;
-    for (int i = 0; i < n; i++) {
-        struct kvf_rdma_gid g = {.type = (uint8_t)e[i].gid_type,
-                                 .index = e[i].gid_index};
-
-        memcpy(g.raw, e[i].gid.raw, 16);
-        if (e[i].port_num != r->port || memcmp(g.raw, zero, 16) == 0 ||
-            e[i].gid_type > KVF_RDMA_GID_ROCE_V2 || g.index > UINT8_MAX)
-            continue;
-        if (r->conf.gid_index < 0 || (uint32_t)r->conf.gid_index == g.index)
-            add_gid(r, &g, preferred ? prefer : NULL);
-    }
+    r->n_gid = kvf_rdma_choose_gids(e, n, r->port, r->conf.gid_index,
+                                    r->conf.prefer, r->gid);
     free(e);
 }
 
@@ -232,28 +139,6 @@ void kvf_rdma_device_end(const struct kvf_rdma *r, struct kvf_rdma_end *end)
 /* ---- which device -----------------------------------------------------------
  */
 
-/* "mlx5_0:1" -> "mlx5_0" and 1; port 0 = any. */
-static int parse_name(const char *text, char *name, size_t cap, unsigned *port,
-                      struct kvf_why *why)
-{
-    const char *colon = strchr(text, ':');
-    size_t len = colon != NULL ? (size_t)(colon - text) : strlen(text);
-    char *end = NULL;
-    unsigned long p = 0;
-
-    if (colon != NULL)
-        p = strtoul(colon + 1, &end, 10);
-    if (len == 0 || len >= cap ||
-        (colon != NULL &&
-         (end == colon + 1 || *end != '\0' || p == 0 || p > UINT8_MAX)))
-        return kvf_fail(why, KVF_INVALID,
-                        "device_name = %s is not NAME or NAME:PORT", text);
-    memcpy(name, text, len);
-    name[len] = '\0';
-    *port = (unsigned)p;
-    return 0;
-}
-
 static int try_port(struct kvf_rdma *r, unsigned port, struct kvf_why *why)
 {
     r->port = (uint8_t)port;
@@ -297,7 +182,7 @@ static bool has_preferred(const struct kvf_rdma *r)
 {
     uint8_t prefer[16];
 
-    if (!address_gid(r->conf.prefer, prefer))
+    if (!kvf_rdma_address_gid(r->conf.prefer, prefer))
         return false;
     for (unsigned i = 0; i < r->n_gid; i++)
         if (memcmp(r->gid[i].raw, prefer, 16) == 0)
@@ -337,7 +222,7 @@ static int find_device(struct kvf_rdma *r, struct ibv_device **list, int n,
 
     if (strcmp(r->conf.device, "auto") == 0)
         return try_all(r, list, n, why);
-    rc = parse_name(r->conf.device, name, sizeof name, &port, why);
+    rc = kvf_rdma_parse_device(r->conf.device, name, sizeof name, &port, why);
     if (rc != 0)
         return rc;
     for (int i = 0; i < n; i++) {
