@@ -98,7 +98,7 @@ static bool one_size(struct trip *t, uint64_t size, bool wants)
     snprintf(what, sizeof what, "peer, %llu bytes", (unsigned long long)size);
     for (unsigned try = 0; rc == 0 && try < TRIES; try++) {
         if (try > 0)
-            sleep(1);
+            (void)kvferry_wait(t->h, 800);
         rc = there(t, data, size);
         if (rc == 0)
             rc = back(t, size);

@@ -172,6 +172,7 @@ int rig_rdma_create(struct rig *r, struct kvf_transport **out,
     if (r->kind == RIG_RDMA_DEVICE) {
         snprintf(conf.device, sizeof conf.device, "%s", device);
         v = &kvf_verbs_real;
+        print_message("on the device %s\n", device);
         /* An emulated machine beside others. */
         conf.stall_ms = conf.connect_ms = 10000;
     }
