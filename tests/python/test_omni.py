@@ -177,6 +177,26 @@ def test_5_one_consumer_and_failed_gets(ends):
     assert r.get("0", "1", "bad") is None and r.health()["errors"] > 0
 
 
+def test_5_a_failed_get_can_be_tried_again(make, connector):
+    """The receiver's pool is full; later it is not."""
+    tcp = {"connector": {"protocol": "tcp"}}
+    src = make(0, conf=tcp)
+    dst = make(1, conf=kvf.merge(tcp, {"connector": {
+        "memory_pool_size": "4MiB"}}))
+    s = connector(src)
+    r = connector(dst, sender_host=src.peer_host,
+                  sender_zmq_port=src.peer_port)
+    data = kvf.pattern(3 << 20)
+    s.put("0", "1", "first", data)
+    s.put("0", "1", "second", data)
+    held, _ = r.get_with_deadline("0", "1", "first")
+    for _ in range(2):
+        assert r.get_with_deadline("0", "1", "second", timeout=1) is None
+    assert r.health()["errors"] == 2
+    held.release()
+    assert take(r, "second") == data
+
+
 @pytest.mark.parametrize("travel", [
     lambda m: m, lambda m: json.loads(json.dumps(m)),
     lambda m: msgpack.unpackb(msgpack.packb(m)),
@@ -306,8 +326,36 @@ def test_12_threads_and_ranks(make, connector):
     assert r.health()["gets"] == 150
 
 
-def test_13_sizes(make, connector):
-    conf = {"connector": {"memory_pool_size": "256MiB"}}
+def test_12_one_sender_for_two_receivers(make, connector):
+    """from_tp < to_tp: a key for each of the receiver's ranks."""
+    edge = {"edge 0->1": {"from_tp": 1, "to_tp": 2}}
+    src = make(0, conf=edge)
+    s = connector(src)
+    receivers = [connector(make(1, r, conf=edge), rank=r, stage_id=1)
+                 for r in range(2)]
+    for r in receivers:
+        r.update_sender_info(src.peer_host, src.peer_port)
+    waiting = [[], []]
+
+    def wait(i):
+        waiting[i] = [take(receivers[i], f"req_{i}_{n}") for n in range(20)]
+    threads = [threading.Thread(target=wait, args=(i,)) for i in range(2)]
+    for t in threads:
+        t.start()
+    want = [[kvf.pattern(10 + 3000 * n, seed=i) for n in range(20)]
+            for i in range(2)]
+    for n in reversed(range(20)):
+        for i in range(2):
+            assert s.put("0", "1", f"req_{i}_{n}", want[i][n])[0]
+    for t in threads:
+        t.join(40)
+    assert waiting == want
+
+
+@pytest.mark.parametrize("protocol", ["auto", "tcp"])
+def test_13_sizes(make, connector, protocol):
+    conf = {"connector": {"memory_pool_size": "256MiB",
+                          "protocol": protocol}}
     src, dst = make(0, conf=conf), make(1, conf=conf)
     s, r = connector(src), connector(dst)
     r.update_sender_info(src.peer_host, src.peer_port)
