@@ -39,8 +39,12 @@ class Rank:
             if any(v[0] == i for x in self.mine()
                    for v in x["views"].values()):
                 self.add_region(i, max(1, length))
-        self.labels = model.label_memory(case, which, self.tp_rank, self.stage)
+        self.labels = self.make_labels()
         self.layout = self.declare()
+
+    def make_labels(self):
+        return model.label_memory(self.case, self.which, self.tp_rank,
+                                  self.stage)
 
     def mine(self):
         return [x for x in self.side["layers"] if x["stage"] == self.stage]

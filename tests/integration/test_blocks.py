@@ -87,11 +87,12 @@ def test_ranks(fleet, tp_p, tp_d, pp_p, pp_d):
 
 
 def test_random_cases(fleet):
-    """Whatever the generator makes of at most 4 by 4 ranks."""
+    """Whatever the generator makes of at most 4 by 4 ranks. KVF_CASES=SECONDS
+    for more of them."""
     seed = int(os.environ.get("KVF_SEED", random.randrange(1 << 30)))
     print("KVF_SEED", seed)
     rng = random.Random(seed)
-    end = time.monotonic() + 8
+    end = time.monotonic() + float(os.environ.get("KVF_CASES", 8))
     done = 0
     while time.monotonic() < end or done < 5:
         case = gen.make(rng)
@@ -100,6 +101,7 @@ def test_random_cases(fleet):
             continue
         run_case(fleet, case, f"case{done}", use_handle=rng.random() < 0.5)
         done += 1
+    print(done, "cases")
 
 
 def test_pull_before_publish_waits(shm):
