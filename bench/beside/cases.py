@@ -170,32 +170,44 @@ def ping(bench):
                    most=1000, kind="less")
 
 
-def runs(transport, what, least):
-    """1 GiB in 16 KiB runs that lie in random order on both sides."""
+def blocks(protocol, what):
+    """1 GiB of KV blocks in 16 KiB runs, ids random on both sides."""
     def run(_bench):
-        got = m.figures("runs_pull", transport, 16 * K, G // (16 * K), 1)[0]
-        yield line(f"{transport}: 1 GiB in 16 KiB runs / {what}", got["GBps"],
-                   got["beside_GBps"], "GB/s", least=least)
+        with fresh(protocol) as pair:
+            got = m.figures("pull_blocks", *pair.endpoints, 16 * K, 64, 1024,
+                            1)[0]
+        name = f"{got['transport']}: pull of 1 GiB in 16 KiB runs"
+        if what == "copy":
+            yield line(f"{name} / the faster of memcpy and non-temporal copies "
+                       "of these runs", got["GBps"],
+                       max(got["memcpy_GBps"], got["nt_GBps"]), "GB/s",
+                       least=0.9)
+        else:
+            yield line(f"{name} / a contiguous get of as much", got["GBps"],
+                       got["get_GBps"], "GB/s", least=0.7)
     return run
 
 
-def descriptors(transport):
-    """Time a descriptor by the size of the plan; 1 KiB each."""
+def descriptors(protocol):
+    """Time a descriptor by the size of the plan, for the whole pull."""
     def run(_bench):
         first = None
-        for n in (1000, 10000, 100000, 1000000):
-            ns = m.figures("runs_pull", transport, K, n, 1)[0]["ns_per_run"]
-            first = first or ns
-            yield line(f"{transport}: time a run of 1 KiB, {n} runs / 1000 "
-                       "runs", ns, first, "ns")
+        with fresh(protocol) as pair:
+            for n in (1000, 10000, 100000, 1000000):
+                got = m.figures("pull_blocks", *pair.endpoints, 1 * K, 10,
+                                n // 10, 1)[0]
+                first = first or got["ns_per_read"]
+                yield line(f"{got['transport']}: pull, time a run of 1 KiB: "
+                           f"{n} runs / 1000 runs", got["ns_per_read"], first,
+                           "ns")
     return run
 
 
 @contextmanager
-def fresh():
+def fresh(protocol="auto"):
     """Two daemons that have done nothing yet: memory that was used before and
     given back inside the process would not show."""
-    pair = m.Pair("auto", "64MiB")
+    pair = m.Pair(protocol, "64MiB")
     try:
         yield pair
     finally:
@@ -244,10 +256,9 @@ def all_cases(streams):
     for size in SIZES:
         out.append((f"tcp-{text_of(size).replace(' ', '')}",
                     tcp_get(size, streams)))
-    out += [("runs-shm", runs("shm", "the faster of memcpy and non-temporal "
-                              "copies of the same runs", 0.9)),
-            ("runs-tcp", runs("tcp", "a contiguous read of as much", 0.7)),
-            ("descriptors-shm", descriptors("shm")),
+    out += [("blocks-shm", blocks("auto", "copy")),
+            ("blocks-tcp", blocks("tcp", "get")),
+            ("descriptors-shm", descriptors("auto")),
             ("descriptors-tcp", descriptors("tcp"))]
     out += [("latency", latency), ("many", many), ("ping", ping),
             ("crowd", crowd), ("idle", idle)]
