@@ -1,5 +1,6 @@
 """libkvferry against real daemons: each case of lib_e2e.c, and the moments of
 a restart that only the daemons' side can see."""
+import json
 import os
 import subprocess
 
@@ -80,3 +81,27 @@ def test_first_call_after_a_restart(pair):
         again(pair)
         go(p)
     finish(p)
+
+
+PULL_BLOCKS = os.path.join(BUILD, "bench", "pull_blocks")
+
+
+@pytest.mark.parametrize("over", ["shm", "tcp"])
+@pytest.mark.parametrize("run,layers,blocks", [(16384, 5, 300), (64, 3, 5000)])
+def test_blocks(request, over, run, layers, blocks):
+    """layout, publish and pull by the library: the benchmark compares every
+    byte; two rounds with ids of their own."""
+    pair = request.getfixturevalue("pair" if over == "shm" else "tcp_pair")
+    p = subprocess.run([PULL_BLOCKS, pair.src.endpoint, pair.dst.endpoint,
+                        str(run), str(layers), str(blocks), "2"],
+                       capture_output=True, text=True, timeout=40 * SLOW,
+                       env=kvf.sanitizer_env())
+    assert p.returncode == 0, p.stderr
+    assert not kvf.SANITIZER.search(p.stderr), p.stderr
+    lines = [json.loads(x) for x in p.stdout.splitlines()]
+    assert len(lines) == 2
+    for x in lines:
+        assert x["transport"] == over, x
+        assert x["bytes"] == run * layers * blocks
+        # Neighbours by chance merge, hardly ever more than some.
+        assert 0.98 * layers * blocks < x["reads"] <= layers * blocks
