@@ -23,8 +23,8 @@ enum kvf_protocol { KVF_PROTO_SHM, KVF_PROTO_TCP, KVF_PROTO_RDMA };
 
 struct kvf_conf_edge { /* [edge FROM->TO] */
     uint32_t from, to;
-    int64_t window_size;   /* bytes of claimed, unfinished pulls; -1 = any */
-    uint32_t max_inflight; /* pulls at once on this edge */
+    int64_t window_size; /* bytes on their way in, pulled or pushed; -1 = any */
+    uint32_t max_inflight; /* of these at once */
     uint32_t from_tp, to_tp;
 };
 

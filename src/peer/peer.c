@@ -340,8 +340,14 @@ static void on_welcome(struct kvf_peer *p, struct kvf_peer_msg *m)
 
     if (p->state == KVF_PEER_UP) {
         /* Else the answer to a HELLO that was sent twice. */
-        if (p->renewing && kvf_id_equal(&p->incarnation, &m->head.from))
+        if (p->renewing && kvf_id_equal(&p->incarnation, &m->head.from)) {
             renewed(p, m);
+        } else if (p->renewing) {
+            /* It restarted before it heard that we came back. */
+            kvf_fail(&p->why, KVF_PEER_UNREACHABLE, "%s has restarted",
+                     p->name);
+            go_down(p, KVF_PEER_DOWN);
+        }
         return;
     }
     if (p->known && !kvf_id_equal(&p->incarnation, &m->head.from))

@@ -204,16 +204,27 @@ def test_unexpose_during_writes(wpair):
 
 
 def test_a_frozen_writer_over_shm_keeps_the_memory(pair):
-    w = expose(pair.a, "w", 8 * MIB)
-    src = pair.b.filled(bytes(MIB))
+    w = expose(pair.a, "w", 24 * MIB)
+    src = pair.b.filled(bytes(24 * MIB))
     pair.b.ok("write", to={"stage": 0}, window="w", segments=[seg(src)])
-    pair.dst.stop()
+    for _ in range(200):
+        i = pair.b.send("write", to={"stage": 0}, window="w",
+                        segments=[seg(src)])
+        until(lambda: pair.src.stats()["peers"]["accesses"]
+              or pair.dst.stats()["moves"]["running"] == 0, "it has begun")
+        pair.dst.stop()
+        if pair.src.stats()["peers"]["accesses"]:
+            break
+        pair.dst.cont()
+        assert pair.b.recv(i).status == "OK"
     try:
+        assert pair.src.stats()["peers"]["accesses"] == 1
         pair.a.ok("unexpose", window=w["window"])
         until(lambda: pair.src.stats()["peers"]["guests_up"] == 0, "down", 10)
-        assert pair.src.pool()["draining"] >= 8 * MIB
+        assert pair.src.pool()["draining"] >= 24 * MIB
     finally:
         pair.dst.cont()
+    assert pair.b.recv(i).status in ("OK", "STALE", "PEER_UNREACHABLE")
     pair.src.assert_all_free()
 
 
