@@ -90,9 +90,9 @@ static void on_source_grant(struct kvf_ask *a, struct kvf_grant *g)
     g->user = s;
     g->on_lost = kvf_source_on_lost;
     s->state = KVF_SOURCE_GRANTED;
-    if (p->planned)
+    if (p->admitted)
         kvf_source_move(s);
-    else if (all_granted(p))
+    else if (!p->planned && all_granted(p))
         kvf_pull_plan(p);
 }
 

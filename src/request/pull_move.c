@@ -114,6 +114,47 @@ static int plan_source(struct kvf_pull_source *s, struct kvf_why *why)
     return rc;
 }
 
+static void start(struct kvf_pull *p)
+{
+    p->admitted = true;
+    for (unsigned i = 0; i < p->n_sources; i++) {
+        struct kvf_pull_source *s = &p->sources[i];
+
+        /* One whose claim was lost meanwhile is asked again, and then moves. */
+        if (s->state != KVF_SOURCE_GRANTED)
+            continue;
+        if (s->bytes == 0)
+            s->state = KVF_SOURCE_COMPLETE;
+        else
+            kvf_source_move(s);
+        if (p->state != KVF_PULL_MOVING)
+            return;
+    }
+    kvf_pull_check_complete(p);
+}
+
+/* The whole pull counts once on its edge. */
+static bool admit(struct kvf_pull *p)
+{
+    const struct kvf_worker *w = kvf_peer_worker(p->peer);
+    uint64_t bytes = 0;
+
+    for (unsigned i = 0; i < p->n_sources; i++)
+        bytes += (uint64_t)p->sources[i].bytes;
+    if (bytes == 0 || w == NULL)
+        return true;
+    return kvf_edge_enter(kvf_peers_edge(p->ps->env.peers, w->stage),
+                          p->ps->env.conf, &p->edge, bytes);
+}
+
+void kvf_pull_on_enter(struct kvf_edge_wait *w)
+{
+    struct kvf_pull *p = kvf_container_of(w, struct kvf_pull, edge);
+
+    if (p->state == KVF_PULL_MOVING)
+        start(p);
+}
+
 void kvf_pull_plan(struct kvf_pull *p)
 {
     const struct kvf_sched *sched = p->ps->env.sched;
@@ -131,15 +172,8 @@ void kvf_pull_plan(struct kvf_pull *p)
     }
     p->planned = true;
     p->t_planned = kvf_sched_clock(sched);
-    for (unsigned i = 0; i < p->n_sources; i++) {
-        if (p->sources[i].bytes == 0)
-            p->sources[i].state = KVF_SOURCE_COMPLETE;
-        else
-            kvf_source_move(&p->sources[i]);
-        if (p->state != KVF_PULL_MOVING)
-            return;
-    }
-    kvf_pull_check_complete(p);
+    if (admit(p))
+        start(p);
 }
 
 /* ---- the runs of a plan ---------------------------------------------------

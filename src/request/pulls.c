@@ -58,6 +58,7 @@ static void pull_free(struct kvf_pull *p)
     kvf_peer_leave(&p->user);
     kvf_peer_leave(&p->meet_user);
     free(p->together_name);
+    kvf_edge_leave(&p->edge);
     kvf_layout_release(p->layout);
     kvf_req_blocks_done(&p->blocks);
     free(p->ids);
@@ -295,6 +296,8 @@ void kvf_pull_check_complete(struct kvf_pull *p)
             return;
     if (p->state != KVF_PULL_MOVING)
         return;
+    /* Not held while others are awaited: they may need the room. */
+    kvf_edge_leave(&p->edge);
     if (p->together_size > 1) {
         p->state = KVF_PULL_MEETING;
         kvf_pull_ready(p);
@@ -419,6 +422,7 @@ int kvf_pull_start(struct kvf_pulls *ps, struct kvf_layout *layout,
     kvf_timer_init(&p->deadline, on_deadline);
     kvf_timer_init(&p->pause, NULL);
     kvf_task_init(&p->task, on_task);
+    kvf_edge_wait_init(&p->edge, kvf_pull_on_enter);
     rc = copy_request(p, req, why);
     if (rc == 0)
         rc = find_entry(p, req, why);

@@ -62,6 +62,8 @@ struct kvf_pull {
     void *arg;
     enum kvf_pull_state state;
     bool planned;
+    bool admitted; /* there was room on the edge: sources move */
+    struct kvf_edge_wait edge;
 
     /* the request */
     struct kvf_layout *layout;
@@ -134,6 +136,8 @@ void kvf_pull_ready(struct kvf_pull *p);
 void kvf_pull_leave(struct kvf_pull *p);
 /* pull_move.c */
 void kvf_pull_plan(struct kvf_pull *p);
+/* There is room on the edge now. */
+void kvf_pull_on_enter(struct kvf_edge_wait *w);
 void kvf_source_move(struct kvf_pull_source *s);
 void kvf_source_on_lost(struct kvf_grant *g, const struct kvf_why *why);
 #endif

@@ -452,8 +452,8 @@ def test_together_when_a_daemon_dies(shm):
     assert p.client.ok("ping")
 
 
-def big_case(n_blocks=4096, bs=16, heads=8, e=128):
-    """A few hundred MiB: long enough to be stopped in the middle."""
+def big_case(n_blocks=2048, bs=16, heads=8, e=128):
+    """128 MiB: long enough to be stopped in the middle."""
     ids = list(range(n_blocks))
     random.Random(1).shuffle(ids)
     case = plain_case(1, 1, n=n_blocks * bs, heads=heads, e=e, bs=bs,
@@ -507,6 +507,36 @@ def test_stopped_in_the_middle(fleet, victim):
     if victim != "owner":
         until(lambda: fleet.p[0].stats()["blocks"]["claims"] == 0, "freed", 2)
         p.client.ok("cleanup", request_id="r")
+
+
+def test_one_at_a_time_on_an_edge():
+    """max_inflight = 1: others wait for room, and groups that pull in opposite
+    orders do not wait for each other."""
+    fleet = Fleet({"edge 0->1": {"max_inflight": 1}})
+    try:
+        p, d = big_ranks(fleet)
+        names = [f"r{i}" for i in range(3)]
+        for name in names:
+            p.publish(name)
+        asked = [d.send_pull(request_id=n, from_={"stage": 0}) for n in names]
+        until(lambda: fleet.d[0].stats()["blocks"]["moving"] == 3, "planned")
+        d.client.ok("cancel", target=asked[1])
+        got = [d.client.recv(i) for i in asked]
+        assert [g.status for g in got] == ["OK", "CANCELLED", "OK"]
+        p.client.ok("cleanup", request_id="r1")
+        for x in (p, d):
+            x.close()
+        case = plain_case(1, 2)
+        (p,), (a, b) = fleet.ranks(case)
+        for name in "xy":
+            p.publish(name)
+        asked = [(r, r.send_pull(request_id=n, from_={"stage": 0},
+                                 together=together()))
+                 for r, n in ((a, "x"), (b, "y"), (a, "y"), (b, "x"))]
+        for r, id_ in asked:
+            assert r.client.recv(id_).status == "OK"
+    finally:
+        fleet.close()
 
 
 def test_log_and_stats(shm):
