@@ -91,6 +91,33 @@ def test_two_ranks_into_one(make, connect):
     assert np.array_equal(d.pages[:, 5], whole)
 
 
+def test_together(make, connect):
+    """Both ranks of the receiver get it, or neither does."""
+    src = make(0)
+    dsts = [make(1, r) for r in range(2)]
+    for d in dsts:
+        d.knows(src)
+    for d, other in (dsts, dsts[::-1]):
+        d.knows(other)
+    p = Side(connect(src)).declare()
+    ds = [Side(connect(d), 2, i).declare() for i, d in enumerate(dsts)]
+    fill(p.pages)
+
+    def pull(i, name, blocks, timeout):
+        return ds[i].client.start_pull(
+            ds[i].layout, "req", [(0, 0, blocks)], from_=0, timeout=timeout,
+            together=(name, 2))
+    p.client.publish(p.layout, "req", 4, [(0, 0, [3])])
+    first = pull(0, "a", [1], 1)  # the other one never asks
+    with pytest.raises(kvferry.KvferryError):
+        first.result()
+    both = [pull(i, "b", [2 + i], 20) for i in range(2)]
+    for i, x in enumerate(both):
+        assert x.result().bytes == 2 * HEADS // 2 * TOKENS * DIM
+        assert np.array_equal(ds[i].pages[:, 2 + i],
+                              p.pages[:, 3, 2 * i:2 * i + 2])
+
+
 def test_pull_waits_and_is_cancelled(sides):
     p, d = sides
     waiting = d.client.start_pull(d.layout, "late", [(0, 0, [1])], from_=0,
