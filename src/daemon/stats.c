@@ -403,6 +403,7 @@ static void dump_gauges(struct kvf_server *s)
     struct kvf_buffer_gauges k;
     struct kvf_store_gauges p;
     struct kvf_gets_gauges g;
+    struct kvf_pulls_gauges u;
 
     kvf_buffers_gauges(s->buffers, &k);
     kvf_store_gauges(s->store, &p);
@@ -419,6 +420,13 @@ static void dump_gauges(struct kvf_server *s)
             " gets=%u waiting=%u pulling=%u views=%u",
             p.keys, p.live, p.tombstones, p.parked, p.claims, g.running,
             g.waiting, g.pulling, g.views);
+    kvf_store_gauges(kvf_blocks_store(s->blocks), &p);
+    kvf_pulls_gauges(s->pulls, &u);
+    kvf_log(KVF_LOG_INFO, "DUMP",
+            "layouts=%u published=%" PRIu64 " parked=%" PRIu64
+            " claims=%" PRIu64 " pulls=%u waiting=%u moving=%u draining=%u",
+            kvf_layout_count(s->blocks), p.live, p.parked, p.claims, u.running,
+            u.waiting, u.moving, u.draining);
 }
 
 void kvf_stats_dump(struct kvf_server *s)

@@ -400,6 +400,12 @@ struct kvf_guest_ask *kvf_guest_ask_new(struct kvf_guest *g, uint64_t id)
         g->ps->env.stats->peer_malformed++; /* this id is in use */
         return NULL;
     }
+    if (HASH_COUNT(g->asks) >= g->ps->env.conf->max_parked) {
+        kvf_guest_say_no(g, id, KVF_BUSY,
+                         "too many of your lookups wait here ([limits] "
+                         "max_parked)");
+        return NULL;
+    }
     a = calloc(1, sizeof *a);
     if (a == NULL) {
         kvf_guest_say_no(g, id, KVF_BUSY, "out of memory at the owner");
