@@ -105,24 +105,62 @@ static void answer_next(struct kvf_tcp_in *c)
     c->tx_active = true;
 }
 
+/* Puts small pieces together; what the socket does not take of them is put
+ * together anew the next time. */
+static unsigned gather(struct kvf_tcp_in *c, struct iovec *v, uint64_t max)
+{
+    const struct kvf_tcp_part *part = &c->tx_part;
+    uint8_t *to = c->tcp->scratch;
+    uint64_t sum = 0;
+
+    if (max > KVF_TCP_STAGE)
+        max = KVF_TCP_STAGE;
+    for (unsigned i = part->at; i < part->n && sum < max; i++) {
+        uint64_t n = part->iov[i].iov_len;
+
+        if (n > max - sum)
+            n = max - sum;
+        memcpy(to + sum, part->iov[i].iov_base, n);
+        sum += n;
+    }
+    *v = (struct iovec){to, sum};
+    return sum > 0;
+}
+
+static bool staged(const struct kvf_tcp_job *j)
+{
+    return j->runs != NULL &&
+           j->req.length / j->req.n_runs <= KVF_TCP_STAGE_RUN;
+}
+
+static unsigned pieces(const struct kvf_tcp_in *c, struct iovec *v,
+                       uint64_t max)
+{
+    const struct kvf_tcp_part *part = &c->tx_part;
+    uint64_t sum = 0;
+    unsigned n = 0;
+
+    for (unsigned i = part->at; i < part->n && sum < max; i++, n++) {
+        v[n] = part->iov[i];
+        if (v[n].iov_len > max - sum)
+            v[n].iov_len = max - sum;
+        sum += v[n].iov_len;
+    }
+    return n;
+}
+
 static ssize_t send_once(struct kvf_tcp_in *c, uint64_t max)
 {
     struct iovec v[1 + KVF_TCP_IOV];
     struct msghdr m = {.msg_iov = v};
     struct kvf_tcp_part *part = &c->tx_part;
-    uint64_t sum = 0, hdr = KVF_FRAME_RSP_LEN - c->tx_hdr_off;
+    uint64_t hdr = KVF_FRAME_RSP_LEN - c->tx_hdr_off;
     ssize_t n;
 
     if (hdr > 0)
         v[m.msg_iovlen++] = (struct iovec){c->tx_hdr + c->tx_hdr_off, hdr};
-    for (unsigned i = part->at; i < part->n && sum < max; i++) {
-        struct iovec p = part->iov[i];
-
-        if (p.iov_len > max - sum)
-            p.iov_len = max - sum;
-        sum += p.iov_len;
-        v[m.msg_iovlen++] = p;
-    }
+    m.msg_iovlen += staged(&c->tx) ? gather(c, v + m.msg_iovlen, max)
+                                   : pieces(c, v + m.msg_iovlen, max);
     n = sendmsg(c->fd, &m, MSG_NOSIGNAL | MSG_DONTWAIT);
     if (n <= 0)
         return n;

@@ -91,6 +91,35 @@ static void op_moved(struct kvf_transfer_op *op, uint64_t n)
     }
 }
 
+/* Its pieces are so small that what is received is copied into place. */
+static bool op_staged(const struct kvf_transfer_op *op)
+{
+    return op->n_runs > 0 && !op->write &&
+           op->length / op->n_runs <= KVF_TCP_STAGE_RUN;
+}
+
+/* Copies n received bytes into place. */
+static void op_place(struct kvf_transfer_op *op, const uint8_t *from,
+                     uint64_t n)
+{
+    op->moved += n;
+    while (n > 0) {
+        const struct kvf_run *r = &op->runs[op->cur_iov];
+        uint64_t len = r->length - op->cur_iov_off;
+
+        if (len > n)
+            len = n;
+        memcpy((uint8_t *)r->local + op->cur_iov_off, from, len);
+        from += len;
+        n -= len;
+        op->cur_iov_off += len;
+        if (op->cur_iov_off == r->length) {
+            op->cur_iov++;
+            op->cur_iov_off = 0;
+        }
+    }
+}
+
 /* ---- requests ------------------------------------------------------------ */
 
 static enum kvf_frame_op frame_op(const struct kvf_transfer_op *op)
@@ -293,12 +322,12 @@ static unsigned body_iov(struct kvf_tcp_out *c, struct iovec *v)
     uint64_t here = 0;
     unsigned n = 1;
 
-    if (op != NULL) {
+    if (op != NULL && !op_staged(op)) {
         n = op_rest(op, v, &here);
     } else {
-        here = c->rx_left;
-        if (here > KVF_TCP_SCRATCH)
-            here = KVF_TCP_SCRATCH;
+        here = op != NULL ? KVF_TCP_STAGE : KVF_TCP_SCRATCH;
+        if (here > c->rx_left)
+            here = c->rx_left;
         v[0] = (struct iovec){tcp_of(c)->scratch, here};
     }
     if (c->slot_n > 1 && here == c->rx_left)
@@ -312,7 +341,9 @@ static bool body_came(struct kvf_tcp_out *c, uint64_t n)
     struct kvf_transfer_op *op = c->slot[c->slot_first].op;
     uint64_t here = n < c->rx_left ? n : c->rx_left;
 
-    if (op != NULL)
+    if (op != NULL && op_staged(op))
+        op_place(op, tcp_of(c)->scratch, here);
+    else if (op != NULL)
         op_moved(op, here);
     tcp_of(c)->t.stats->tcp_bytes += here;
     c->rx_left -= here;
