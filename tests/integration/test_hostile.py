@@ -268,6 +268,28 @@ def test_fd_exhaustion_recovers(make):
           "descriptors given back")
 
 
+def test_owner_is_unreachable_without_descriptors_to_dial(make):
+    """Not NO_SPACE, which would speak of a pool; and it is dialled as soon as
+    there is room again, for the get that waits."""
+    src, dst = make(0), make(1, preexec=few_fds(64))
+    dst.knows(src)
+    a, b = src.engine(), dst.engine()
+    a.put("k", b"here", readers=0)
+    many = []
+    while refused(b) == 0:
+        many.append(Client(dst.endpoint))
+        many[-1].send("ping")
+        b.ok("ping")
+    b.want("PEER_UNREACHABLE", "get", key="k", timeout_ms=500)
+    assert "cannot dial" in dst.log()
+    get = b.send("get", key="k", mode="inline", timeout_ms=20000)
+    b.ok("ping")
+    for c in many:
+        c.close()
+    r = b.recv(get, timeout=30)
+    assert r.status == "OK" and r.payload == b"here"
+
+
 def test_fd_exhaustion_with_many_connections_that_come_and_go(make):
     """Raw connects in a storm, on the engine's and on the peers' listener,
     while one engine works; three rounds, each time everybody recovers."""

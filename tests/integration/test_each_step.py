@@ -1,0 +1,104 @@
+"""kill -9 of either daemon at every step that a get passes, as its trace lines
+name them: exactly at that line (kill_at.c).
+
+Whatever the step: the engine has exactly one reply, never wrong bytes; the
+survivor has every byte FREE in the end; and the key is either still to be had
+or was read."""
+import os
+
+import pytest
+
+import kvf
+from kvf_base import BUILD, MIB, SLOW, until
+
+KILL_AT = os.environ.get("KILL_AT_SO") or os.path.join(
+    BUILD, "tests", "integration", "kill_at.so")
+STEPS = ["accepted -> connecting", "connecting -> asking",
+         "asking -> claimed", "claimed -> pulling", "pulling -> done"]
+SIZES = {"shm": 8 * MIB, "tcp": 8 * MIB, "eager": 1000}
+
+pytestmark = pytest.mark.skipif(
+    SLOW != 1, reason="a sanitizer's runtime must be the first preloaded")
+
+
+def conf(how):
+    return {"connector": {"protocol": "tcp" if how == "tcp" else "auto",
+                          "peer_timeout_ms": 500},
+            "log": {"level": "trace"}}
+
+
+def steps(how):
+    """An eager get has its bytes with the grant."""
+    return STEPS[:2] if how == "eager" else STEPS
+
+
+CASES = [(how, step) for how in SIZES for step in steps(how)]
+
+
+@pytest.fixture
+def armed(make, tmp_path):
+    """src, dst; dst kills `victim` when it comes to a step of key k."""
+    def build(how, step, victim):
+        pid = tmp_path / "pid"
+        env = {"LD_PRELOAD": KILL_AT, "KILL_AT": f"key=k {step} (",
+               "KILL_PID": "self" if victim == "getter" else str(pid)}
+        src = make(0, conf=conf(how))
+        dst = make(1, conf=conf(how), env=env)
+        pid.write_text(str(src.pid))
+        dst.knows(src)
+        return src, dst
+    return build
+
+
+@pytest.mark.parametrize("how,step", CASES)
+def test_owner_dies(armed, how, step):
+    src, dst = armed(how, step, "owner")
+    data = kvf.pattern(SIZES[how], 3)
+    a, b = src.engine(), dst.engine()
+    a.put("k", data)
+    # An owner that was never reached is waited for to the deadline.
+    get = b.send("get", key="k", mode="copy", timeout_ms=2000)
+    assert src.proc.wait(20) == -9
+    r = b.recv(get, timeout=30)
+    assert r.status in ("OK", "PEER_UNREACHABLE", "TRANSPORT"), dict(r)
+    if r.status == "OK":
+        assert b.bytes_of(r) == data
+        b.ok("release", buffer=r["buffer"])
+    b.ok("ping")
+    b.quiet()  # no second reply
+    dst.assert_all_free()
+    src.clients = []
+    src.restart()
+    dst.knows(src)
+    src.engine().put("k", data[::-1])
+    until(lambda: b.request("get", key="none", wait=False).status ==
+          "NOT_FOUND", "they have found each other again", 20)
+    assert b.fetch("k", mode="copy", timeout_ms=15000) == data[::-1]
+
+
+@pytest.mark.parametrize("how,step", CASES)
+def test_getter_dies(armed, how, step):
+    src, dst = armed(how, step, "getter")
+    data = kvf.pattern(SIZES[how], 4)
+    a, b = src.engine(), dst.engine()
+    a.put("k", data, readers=1)
+    b.send("get", key="k", mode="copy", timeout_ms=15000)
+    assert dst.proc.wait(20) == -9
+    # The claim of the dead is given back, or its reader was done.
+    until(lambda: src.pool()["claimed"] == 0 and src.pool()["draining"] == 0,
+          "no claim is left", 20)
+    a.ok("ping")
+    dst.clients = []
+    dst.env = {k: v for k, v in dst.env.items() if k != "LD_PRELOAD"}
+    dst.restart()
+    dst.knows(src)
+    b = dst.engine()
+    r = b.request("get", key="k", mode="copy", timeout_ms=15000)
+    assert r.status in ("OK", "CONSUMED"), dict(r)
+    if r.status == "CONSUMED":
+        assert step == STEPS[-1]
+    else:
+        assert b.bytes_of(r) == data
+        b.ok("release", buffer=r["buffer"])
+    src.assert_all_free()
+    dst.assert_all_free()
