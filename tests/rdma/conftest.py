@@ -16,7 +16,7 @@ import image  # noqa: E402
 import vm_daemon  # noqa: E402
 from kvf_base import BUILD  # noqa: E402
 
-LIMIT = 60  # seconds a test may take, the boot left aside
+LIMIT = 120  # seconds a test may take, the boot left aside
 HELD = {}
 
 

@@ -21,7 +21,7 @@ def ab(guest, start):
 def test_the_conformance_suite_passes_on_the_device(guest, program):
     """With a device named its programs test that one only, and count on it."""
     status, text = guest.run(f"{ENV}export KVF_RDMA_DEVICE=rxe0\n"
-                             f"/b/tests/conformance/{program}", 120)
+                             f"/b/tests/conformance/{program}", 110 * SLOW)
     assert status == 0, text[-6000:]
     assert "[  PASSED  ]" in text and "SKIPPED" not in text, text
     assert "on the device rxe0" in text, text

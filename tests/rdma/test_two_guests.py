@@ -139,6 +139,7 @@ def test_a_short_loss_of_the_link_is_not_noticed(stage):
     stage.heals()
 
 
+@pytest.mark.slow
 def test_a_long_loss_of_the_link_ends_and_heals(stage):
     """Longer than all retries: the getter may give up, but not hang."""
     stage.begin()
@@ -215,7 +216,8 @@ def test_the_getter_is_killed(stage):
     stage.heals()
 
 
-@pytest.mark.parametrize("how", ["daemon", "machine"])
+@pytest.mark.parametrize("how", [
+    "daemon", pytest.param("machine", marks=pytest.mark.slow)])
 def test_memory_is_taken_from_a_getter_that_stands_still(stage, how):
     """The owner does not wait for it: access is revoked, bytes are FREE, and
     what it reads afterwards is an error, not others' bytes."""
