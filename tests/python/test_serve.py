@@ -101,6 +101,11 @@ class Serve:
         kvf.until(lambda: self.state["pids"][name] != old, name)
 
     def close(self):
+        for name in os.listdir(self.state["dir"]):
+            if name.endswith(".log"):
+                with open(os.path.join(self.state["dir"], name),
+                          encoding="utf-8") as f:
+                    assert not kvf.SANITIZER.search(f.read()), name
         self.proc.send_signal(signal.SIGTERM)
         try:
             assert self.proc.wait(15) == 0
