@@ -56,11 +56,17 @@ def test_memory(one):
     asyncio.run(main())
 
 
+async def parked(one):
+    """Until a get waits at the daemon."""
+    while not one.daemon.stats()["keys"]["parked"]:
+        await asyncio.sleep(0.005)
+
+
 def test_cancelled_task_cancels_the_get(one):
     async def main():
         async with AsyncClient(one.daemon.endpoint) as c:
             task = asyncio.create_task(c.get("k", one.me, timeout=30))
-            await asyncio.sleep(0.1)
+            await parked(one)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
@@ -76,7 +82,7 @@ def test_restart(one):
         async with AsyncClient(one.daemon.endpoint,
                                connect_timeout=0.3) as c:
             task = asyncio.create_task(c.get("k", one.me, timeout=30))
-            await asyncio.sleep(0.1)
+            await parked(one)
             one.daemon.kill()
             with pytest.raises(kvferry.ConnectionLost):
                 await task
@@ -96,7 +102,7 @@ def test_closed(one):
         c = AsyncClient(one.daemon.endpoint)
         await c.ping()
         task = asyncio.create_task(c.get("k", one.me, timeout=30))
-        await asyncio.sleep(0.05)
+        await parked(one)
         await c.close()
         await c.close()
         with pytest.raises(kvferry.ClientClosed):

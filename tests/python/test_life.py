@@ -118,7 +118,7 @@ def test_wait_for_daemon(one):
 def test_restart_under_threads(one):
     """Calls fail clearly or succeed; afterwards all is as before."""
     stop = threading.Event()
-    lost = []
+    lost, rounds = [], [0] * 4
 
     def work(i):
         n = 0
@@ -129,16 +129,25 @@ def test_restart_under_threads(one):
                 p = one.get(f"{i}", timeout=5)
                 assert p.to_bytes() == b"%d" % n * 3000
                 p.release()
+                rounds[i] += 1
             except (kvferry.ConnectionLost, kvferry.Stale, kvferry.Invalid,
                     kvferry.NotFound, kvferry.Timeout) as e:
                 lost.append(e)
 
+    def all_at_work():
+        """Each has done some rounds since now."""
+        before = list(rounds)
+        kvf.until(lambda: all(n >= b + 5 for n, b in zip(rounds, before)),
+                  "everybody works", 20)
+
     def restart(i):
-        time.sleep(0.2)
-        one.daemon.kill()
-        one.daemon.restart()
-        time.sleep(0.3)
-        stop.set()
+        try:
+            all_at_work()
+            one.daemon.kill()
+            one.daemon.restart()
+            all_at_work()
+        finally:
+            stop.set()
     in_threads(5, lambda i: restart(i) if i == 4 else work(i))
     assert any(isinstance(e, kvferry.ConnectionLost) for e in lost)
     one.cleanup("x")
