@@ -273,6 +273,7 @@ static bool map_segments(struct kvf_peer *p, const struct kvf_peer_grant *m,
             if (kvf_map_open(p->ps->env.maps, sp->path, &e, &r->map, NULL) < 0)
                 return false;
             memcpy(g->paths[i], sp->path, sizeof sp->path);
+            g->region = true;
         }
         r->offset = s->offset;
         r->length = s->length;

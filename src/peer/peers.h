@@ -232,6 +232,7 @@ struct kvf_grant {
     struct kvf_rdma_keys **keys; /* of the regions; segments point to them */
     unsigned n_keys;
     bool write;   /* the segments are mapped for writing */
+    bool region;  /* some of them lie in regions, not in the owner's pool */
     bool lost;    /* the owner ended it, or the session is gone */
     bool revoked; /* the owner ended it: its memory may hold other bytes now */
     void *meta;

@@ -109,18 +109,44 @@ static void idle_over(struct kvf_timer *t)
     kvf_grant_abort(idle_take(kvf_container_of(t, struct kvf_idle, timer)));
 }
 
+static bool is_of(const struct kvf_idle *i, const struct kvf_move *m)
+{
+    return i->grant->peer == m->peer &&
+           i->write == (m->kind == KVF_MOVE_WRITE) &&
+           i->name_len == m->name_len &&
+           memcmp(i->name, m->name, m->name_len) == 0;
+}
+
+/* One of a window is enough to keep it mapped. */
+static void drop_holder(const struct kvf_move *m)
+{
+    kvf_list_for_each (n, &m->ms->idle) {
+        struct kvf_idle *i = kvf_container_of(n, struct kvf_idle, node);
+
+        if (i->holds_map && is_of(i, m)) {
+            kvf_grant_abort(idle_take(i));
+            return;
+        }
+    }
+}
+
 void kvf_idle_keep(struct kvf_move *m)
 {
     struct kvf_moves *ms = m->ms;
     struct kvf_idle *i = NULL;
     struct kvf_list *oldest;
+    bool holds_map;
 
     /* Over tcp the owner looks at every request. Who touches its memory
      * directly would not notice in time that the window is another one now: it
      * asks each time. */
-    if (m->kind == KVF_MOVE_PUSH || m->grant == NULL || m->m.attempts != 1 ||
-        strcmp(m->transport, "tcp") != 0)
+    if (m->kind == KVF_MOVE_PUSH || m->grant == NULL || m->m.attempts != 1)
         return;
+    holds_map = m->over_shm && m->grant->write && m->grant->region;
+    if (!holds_map && strcmp(m->transport, "tcp") != 0)
+        return;
+    if (holds_map)
+        drop_holder(m);
     if (!m->grant->lost)
         i = malloc(sizeof *i + m->name_len);
     if (i == NULL)
@@ -132,6 +158,7 @@ void kvf_idle_keep(struct kvf_move *m)
     i->ms = ms;
     i->grant = m->grant;
     i->write = m->kind == KVF_MOVE_WRITE;
+    i->holds_map = holds_map;
     i->name_len = m->name_len;
     memcpy(i->name, m->name, m->name_len);
     kvf_list_init(&i->node);
@@ -149,10 +176,7 @@ static struct kvf_grant *idle_find(const struct kvf_move *m)
     kvf_list_for_each (n, &m->ms->idle) {
         struct kvf_idle *i = kvf_container_of(n, struct kvf_idle, node);
 
-        if (i->grant->peer == m->peer &&
-            i->write == (m->kind == KVF_MOVE_WRITE) &&
-            i->name_len == m->name_len &&
-            memcmp(i->name, m->name, m->name_len) == 0 &&
+        if (!i->holds_map && is_of(i, m) &&
             m->target_offset <= i->grant->size &&
             m->size <= i->grant->size - m->target_offset)
             return idle_take(i);

@@ -26,6 +26,7 @@ struct kvf_idle {
     struct kvf_grant *grant;
     struct kvf_timer timer;
     bool write;
+    bool holds_map; /* not used again: it keeps a region mapped for the next */
     size_t name_len;
     char name[];
 };
