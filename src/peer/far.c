@@ -45,6 +45,9 @@ void kvf_far_release(struct kvf_far *f)
         if (f->maps[i] != NULL)
             kvf_map_release(f->maps[i]);
     kvf_side_free(&f->side);
+    for (unsigned i = 0; f->keys != NULL && i < f->n_regions; i++)
+        free(f->keys[i]);
+    free(f->keys);
     free(f->maps);
     free(f->length);
     free(f->base);

@@ -125,6 +125,7 @@ void kvf_guest_down(struct kvf_guest *g, const char *reason)
     kvf_log(KVF_LOG_WARN, "KVF PEER", "%s down (getter): %s", g->name, reason);
     kvf_guest_drop_asks(g);
     kvf_told_clear(&g->told);
+    kvf_told_clear(&g->told_keys);
     kvf_far_drop_all(&g->fars);
     expel(g); /* sockets closed: what they were sending is quiet */
     g->rdma_stuck = !kvf_guest_rdma_expel(g); /* and no QP reads any more */
@@ -190,6 +191,7 @@ void kvf_guest_free(struct kvf_guest *g, const char *reason)
     kvf_guest_abort_claims(g, true);
     kvf_guest_end_accesses(g, true);
     kvf_told_clear(&g->told);
+    kvf_told_clear(&g->told_keys);
     kvf_far_drop_all(&g->fars);
     guest_delete(g);
 }
@@ -339,7 +341,8 @@ void kvf_guest_hello(struct kvf_peers *ps, const void *rid, size_t rid_len,
         (g->rid_len != rid_len || memcmp(g->rid + 1, rid, rid_len) != 0))
         kvf_guest_drop_asks(g);
     bind_rid(g, rid, rid_len);
-    kvf_told_clear(&g->told); /* it may have missed what was under way */
+    kvf_told_clear(&g->told);
+    kvf_told_clear(&g->told_keys); /* it may have missed what was under way */
     g->up = true;
     g->last_rx_ns = ps->env.sched->now_ns;
     g->rdma = m->u.hello.rdma;

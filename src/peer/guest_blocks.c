@@ -204,6 +204,7 @@ static void grant(struct kvf_guest_ask *a, struct kvf_claim *c)
         c, kind_of(a), (uint32_t)a->far->rank,
         (uint64_t)kvf_consumers(side, &a->far->side, p->layout->decl.rank));
     tell_layout(g, p->layout);
+    c->rdma = !c->shm && kvf_guest_rdma_tell(g, p->layout);
     kvf_peers_head(g->ps, &m, KVF_PEER_BLOCKS_GRANT, &g->incarnation);
     m.u.blocks = (struct kvf_peer_blocks){
         .ask = a->id,
@@ -215,6 +216,7 @@ static void grant(struct kvf_guest_ask *a, struct kvf_claim *c)
         .tag = p->tag,
         .minted = p->minted,
         .shm = c->shm,
+        .rdma = c->rdma,
         .n_groups = side->n_groups,
         .ids = p->ids,
     };

@@ -136,8 +136,7 @@ static void on_writable(void *arg)
     }
 }
 
-/* ---- state ----------------------------------------------------------------
- */
+/* ---- state --------------------------------------------------------------- */
 
 static void set_name(struct kvf_peer *p)
 {
@@ -263,8 +262,7 @@ static void dial(struct kvf_peer *p)
                       kvf_rng_below(p->ps->env.rng, HELLO_AGAIN_NS / 2));
 }
 
-/* ---- receiving --------------------------------------------------------------
- */
+/* ---- receiving ----------------------------------------------------------- */
 
 /* Can its pool be opened here? Both sides must have managed. */
 static void try_shm(struct kvf_peer *p, const struct kvf_peer_msg *m)
@@ -453,6 +451,7 @@ static void dispatch(struct kvf_peer *p, struct kvf_peer_msg *m)
     case KVF_PEER_RDMA_ACCEPT:
     case KVF_PEER_RDMA_REFUSE:
     case KVF_PEER_RDMA_CLOSE:
+    case KVF_PEER_RDMA_KEYS:
         kvf_peer_rdma_message(p, m);
         break;
     case KVF_PEER_RDMA_CONNECT:
@@ -517,8 +516,7 @@ static void on_message(void *arg, const void *data, size_t len,
 static const struct kvf_dial_ops dial_ops = {.on_message = on_message,
                                              .on_writable = on_writable};
 
-/* ---- keepalive
- * --------------------------------------------------------------- */
+/* ---- keepalive ----------------------------------------------------------- */
 
 static void tick_up(struct kvf_peer *p)
 {

@@ -247,10 +247,61 @@ const struct kvf_rdma_hooks kvf_peers_rdma_hooks = {
 /* ---- messages in ------------------------------------------------------------
  */
 
+/* Kept with the layout, for as long as a claim may need it; the first word
+ * counts, since claims point to it. */
+static void on_keys(struct kvf_peer *p, const struct kvf_peer_msg *m)
+{
+    struct kvf_far *f = kvf_far_find(p->fars, m->u.rdma_keys.layout);
+    const struct kvf_rdma_keys *k = m->u.rdma_keys.keys;
+    uint64_t i = m->u.rdma_keys.region, sum = 0;
+    size_t size = sizeof *k + k->n * sizeof k->key[0];
+
+    for (unsigned j = 0; j < k->n; j++)
+        sum += k->key[j].length;
+    if (f == NULL || i >= f->n_regions || k->first != 0 || sum < f->length[i]) {
+        p->ps->env.stats->peer_malformed++;
+        return;
+    }
+    if (f->keys == NULL)
+        f->keys = calloc(f->n_regions, sizeof(struct kvf_rdma_keys *));
+    if (f->keys == NULL || f->keys[i] != NULL)
+        return;
+    f->keys[i] = malloc(size);
+    if (f->keys[i] == NULL)
+        return;
+    memcpy(f->keys[i], k, size);
+    f->n_keys++;
+}
+
+bool kvf_peer_rdma_regions(struct kvf_peer *p, struct kvf_grant *g)
+{
+    const struct kvf_far *f = g->far;
+
+    if (!p->has_rdma || f->n_keys != f->n_regions || f->n_regions == 0)
+        return false;
+    for (unsigned i = 0; i < g->remote.n_segs; i++)
+        if (g->remote.segs[i].map != NULL) /* of an attempt at shm */
+            kvf_map_release(g->remote.segs[i].map);
+    free(g->remote.segs);
+    g->remote.n_segs = 0;
+    g->remote.segs = calloc(f->n_regions, sizeof *g->remote.segs);
+    if (g->remote.segs == NULL)
+        return false;
+    g->remote.n_segs = f->n_regions;
+    for (unsigned i = 0; i < f->n_regions; i++)
+        g->remote.segs[i] =
+            (struct kvf_remote_seg){.length = f->length[i], .keys = f->keys[i]};
+    return true;
+}
+
 void kvf_peer_rdma_message(struct kvf_peer *p, const struct kvf_peer_msg *m)
 {
     const struct kvf_rdma_word *w = &m->u.rdma_word;
 
+    if (m->head.type == KVF_PEER_RDMA_KEYS) {
+        on_keys(p, m);
+        return;
+    }
     if (!p->has_rdma || p->rdma.impl == NULL)
         return; /* it was closed meanwhile */
     if (m->head.type == KVF_PEER_RDMA_ACCEPT)
@@ -283,6 +334,46 @@ bool kvf_guest_rdma_expel(struct kvf_guest *g)
 
     return rdma == NULL ||
            (kvf_rdma_allow_write(rdma, g, false), kvf_rdma_expel(rdma, g));
+}
+
+/* ---- what a layout says --------------------------------------------------
+ */
+
+static bool tell_region(struct kvf_guest *g, const struct kvf_layout *l,
+                        unsigned i, struct kvf_rdma_keys *k)
+{
+    const struct kvf_region *r = l->regions[i];
+    struct kvf_peer_msg m;
+
+    k->n = kvf_rdma_memory_keys(r->registered, 0, r->size, k->key,
+                                KVF_RDMA_SPACE_MRS, &k->first);
+    if (k->n == 0)
+        return false; /* not yet, or the device refused */
+    kvf_peers_head(g->ps, &m, KVF_PEER_RDMA_KEYS, &g->incarnation);
+    m.u.rdma_keys.layout = l->number;
+    m.u.rdma_keys.region = i;
+    m.u.rdma_keys.keys = k;
+    kvf_guest_answer(g, &m, NULL, 0);
+    return true;
+}
+
+bool kvf_guest_rdma_tell(struct kvf_guest *g, const struct kvf_layout *l)
+{
+    struct kvf_rdma_keys *k;
+    bool told = true;
+
+    if (g->ps->env.rdma == NULL || !kvf_rdma_accepted(g->ps->env.rdma, g))
+        return false;
+    if (!kvf_told_new(&g->told_keys, l->number))
+        return true;
+    k = calloc(1, sizeof *k + KVF_RDMA_SPACE_MRS * sizeof k->key[0]);
+    for (unsigned i = 0; k != NULL && told && i < l->decl.n_regions; i++)
+        told = tell_region(g, l, i, k);
+    if (k == NULL || !told)
+        kvf_told_drop(&g->told_keys, l->number);
+    told = told && k != NULL;
+    free(k);
+    return told;
 }
 
 /* ---- what a grant says ------------------------------------------------------

@@ -195,6 +195,7 @@ static void on_session_message(struct kvf_guest *g, struct kvf_peer_msg *m)
     case KVF_PEER_APPLIED:
     case KVF_PEER_RDMA_ACCEPT:
     case KVF_PEER_RDMA_REFUSE:
+    case KVF_PEER_RDMA_KEYS:
     case KVF_PEER_TYPE_END:
         g->ps->env.stats->peer_malformed++;
         break;

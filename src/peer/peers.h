@@ -197,6 +197,8 @@ struct kvf_far {
     uint64_t size;
     struct kvf_peer_space *spaces; /* NULL: not told */
     struct kvf_mapping **maps;     /* NULL: not opened */
+    struct kvf_rdma_keys **keys;   /* by region; NULL: not told (all of them) */
+    unsigned n_keys;               /* told */
     unsigned refs;
     bool gone; /* its session there has ended */
     struct kvf_list pairs;

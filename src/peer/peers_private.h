@@ -143,11 +143,12 @@ struct kvf_guest {
     struct kvf_guest_ask *asks;
     struct kvf_far *fars; /* layouts of its engines */
     struct kvf_told told;
-    struct kvf_list together; /* its pulls that meet here */
-    struct kvf_list claims;   /* kvf_claim.holder_node */
-    struct kvf_list accesses; /* kvf_access.guest_node */
-    struct kvf_list rooms;    /* kvf_room.guest_node */
-    unsigned rdma_writes;     /* accesses by which its QP may write */
+    struct kvf_told told_keys; /* layouts whose keys it was told */
+    struct kvf_list together;  /* its pulls that meet here */
+    struct kvf_list claims;    /* kvf_claim.holder_node */
+    struct kvf_list accesses;  /* kvf_access.guest_node */
+    struct kvf_list rooms;     /* kvf_room.guest_node */
+    unsigned rdma_writes;      /* accesses by which its QP may write */
     struct kvf_list engines;
     struct kvf_mapping *pool_map; /* proves that we may believe its pid */
     struct kvf_proc_watch *watch;
@@ -207,6 +208,11 @@ bool kvf_guest_rdma_expel(struct kvf_guest *g);
 void kvf_guest_rdma_describe(struct kvf_guest *g, const struct kvf_gen *gen,
                              struct kvf_peer_grant *m);
 void kvf_guest_rdma_described(struct kvf_peer_grant *m);
+/* Tells the guest, once, where the regions of a layout that it knows are
+ * registered. False: not all of them are, or its handshake did not succeed. */
+bool kvf_guest_rdma_tell(struct kvf_guest *g, const struct kvf_layout *l);
+/* The regions of a far layout as the segments of a claim over rdma. */
+bool kvf_peer_rdma_regions(struct kvf_peer *p, struct kvf_grant *g);
 /* peer_table.c */
 void kvf_peer_free(struct kvf_peer *p);
 /* grant.c */

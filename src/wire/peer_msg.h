@@ -52,7 +52,8 @@
     X(RDMA_CONNECT, 32, true)  /* getter's end of an RC connection */          \
     X(RDMA_ACCEPT, 33, false)  /* owner's end of it */                         \
     X(RDMA_REFUSE, 34, false)  /* no such connection: with the reason */       \
-    X(RDMA_CLOSE, 35, true)    /* either side: its end is gone */
+    X(RDMA_CLOSE, 35, true)    /* either side: its end is gone */              \
+    X(RDMA_KEYS, 36, false)    /* where a region of a layout is registered */
 
 enum kvf_peer_type {
 #define KVF_PEER_ENUM(name, number, client) KVF_PEER_##name = number,
@@ -195,6 +196,7 @@ struct kvf_peer_blocks {
     uint64_t ask, claim, generation, layout, n_tokens;
     struct kvf_id token, tag;
     bool minted, shm;
+    bool rdma; /* RDMA_KEYS told where all regions of the layout are */
     unsigned n_groups;
     struct kvf_ids *ids; /* by group; decoded: malloced */
     int64_t *arena;      /* decoded: what they point into */
@@ -283,6 +285,11 @@ struct kvf_peer_msg {
         struct kvf_rdma_connect rdma_connect;
         struct kvf_rdma_accept rdma_accept; /* pool: malloced, as above */
         struct kvf_rdma_word rdma_word;     /* RDMA_REFUSE, RDMA_CLOSE */
+        struct {
+            uint64_t layout, region;    /* region: its place in the layout */
+            struct kvf_rdma_keys *keys; /* decoded: malloced, freed by _done
+                                           unless taken out */
+        } rdma_keys;
         struct kvf_peer_layout layout;
         struct {
             uint64_t number;

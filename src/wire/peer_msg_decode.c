@@ -462,6 +462,7 @@ static void read_body(struct reader *r, struct kvf_peer_msg *m)
     case KVF_PEER_RDMA_ACCEPT:
     case KVF_PEER_RDMA_REFUSE:
     case KVF_PEER_RDMA_CLOSE:
+    case KVF_PEER_RDMA_KEYS:
         r->rc = kvf_peer_rdma_read(r->map, m, r->why);
         break;
     case KVF_PEER_WINDOW_ASK:

@@ -249,6 +249,7 @@ static bool put_body(struct kvf_mpw *w, const struct kvf_peer_msg *m)
     case KVF_PEER_RDMA_ACCEPT:
     case KVF_PEER_RDMA_REFUSE:
     case KVF_PEER_RDMA_CLOSE:
+    case KVF_PEER_RDMA_KEYS:
         kvf_peer_rdma_put(w, m);
         return true;
     case KVF_PEER_WINDOW_ASK:

@@ -67,7 +67,9 @@ static void put_blocks_ask(struct kvf_mpw *w,
 
 static void put_blocks(struct kvf_mpw *w, const struct kvf_peer_blocks *b)
 {
-    kvf_mpw_map(w, 10);
+    kvf_mpw_map(w, 10u + b->rdma);
+    if (b->rdma) /* absent is false */
+        kvf_mpw_kv_bool(w, "rdma", true);
     kvf_mpw_kv_u64(w, "ask", b->ask);
     kvf_mpw_kv_u64(w, "claim", b->claim);
     kvf_mpw_kv_u64(w, "generation", b->generation);
@@ -406,6 +408,8 @@ static int read_blocks(const msgpack_object *map, struct kvf_peer_blocks *b,
         rc = flag(map, "minted", &b->minted, why);
     if (rc == 0)
         rc = flag(map, "shm", &b->shm, why);
+    if (rc == 0)
+        rc = kvf_mp_bool(map, "rdma", &b->rdma, why);
     return rc < 0 ? rc : read_ids(map, b, why);
 }
 

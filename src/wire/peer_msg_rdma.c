@@ -19,6 +19,16 @@ static void put_key(struct kvf_mpw *w, const struct kvf_rdma_key *k)
     kvf_mpw_u64(w, k->rkey);
 }
 
+/* Nothing is []. */
+static void put_keys(struct kvf_mpw *w, const struct kvf_rdma_keys *k)
+{
+    kvf_mpw_array(w, k != NULL ? k->n + 1 : 0);
+    if (k != NULL)
+        kvf_mpw_u64(w, k->first);
+    for (unsigned j = 0; k != NULL && j < k->n; j++)
+        put_key(w, &k->key[j]);
+}
+
 static void put_end(struct kvf_mpw *w, const struct kvf_rdma_end *e)
 {
     kvf_mpw_kv_u64(w, "qpn", e->qpn);
@@ -60,6 +70,12 @@ void kvf_peer_rdma_put(struct kvf_mpw *w, const struct kvf_peer_msg *m)
         put_end(w, &m->u.rdma_connect.end);
     } else if (m->head.type == KVF_PEER_RDMA_ACCEPT) {
         put_accept(w, &m->u.rdma_accept);
+    } else if (m->head.type == KVF_PEER_RDMA_KEYS) {
+        kvf_mpw_map(w, 3);
+        kvf_mpw_kv_u64(w, "layout", m->u.rdma_keys.layout);
+        kvf_mpw_kv_u64(w, "region", m->u.rdma_keys.region);
+        kvf_mpw_str(w, "keys");
+        put_keys(w, m->u.rdma_keys.keys);
     } else {
         size_t len = strnlen(word->text, sizeof word->text - 1);
 
@@ -87,13 +103,7 @@ unsigned kvf_peer_rdma_put_grant(struct kvf_mpw *w,
     kvf_mpw_str(w, "keys");
     kvf_mpw_array(w, g->n_spaces);
     for (unsigned i = 0; i < g->n_spaces; i++) {
-        const struct kvf_rdma_keys *k = g->keys[i];
-
-        kvf_mpw_array(w, k != NULL ? k->n + 1 : 0);
-        if (k != NULL)
-            kvf_mpw_u64(w, k->first);
-        for (unsigned j = 0; k != NULL && j < k->n; j++)
-            put_key(w, &k->key[j]);
+        put_keys(w, g->keys[i]);
     }
     return fields;
 }
@@ -252,6 +262,55 @@ static int read_word(const msgpack_object *map, struct kvf_rdma_word *word,
     return rc;
 }
 
+/* [first, key, ...]: pieces of something of `size` bytes; [] is nothing. */
+static int read_keys(const msgpack_object *o, unsigned i, uint64_t size,
+                     struct kvf_rdma_keys **out, struct kvf_why *why)
+{
+    const msgpack_object *v = o->via.array.ptr;
+    uint64_t at;
+    unsigned n;
+
+    if (o->type != MSGPACK_OBJECT_ARRAY)
+        return malformed("keys", i, why);
+    n = o->via.array.size;
+    if (n == 0)
+        return 0; /* not registered */
+    if (n - 1 > KVF_RDMA_SPACE_MRS || n < 2 || !item_u64(&v[0], size, &at))
+        return malformed("keys", i, why);
+    *out = calloc(1, sizeof **out + (n - 1) * sizeof(*out)->key[0]);
+    if (*out == NULL)
+        return kvf_fail(why, KVF_INTERNAL, "out of memory");
+    (*out)->first = at;
+    (*out)->n = n - 1;
+    for (unsigned k = 0; k < n - 1; k++) {
+        struct kvf_rdma_key *key = &(*out)->key[k];
+
+        if (!read_key(&v[k + 1], key) || key->length > (uint64_t)INT64_MAX - at)
+            return malformed("keys", i, why);
+        at += key->length;
+    }
+    return 0;
+}
+
+static int read_region(const msgpack_object *map, struct kvf_peer_msg *m,
+                       struct kvf_why *why)
+{
+    const msgpack_object *o;
+    int rc = u64(map, "layout", UINT64_MAX, &m->u.rdma_keys.layout, why);
+
+    if (rc == 0)
+        rc = u64(map, "region", UINT32_MAX, &m->u.rdma_keys.region, why);
+    if (rc == 0) {
+        rc = kvf_mp_array(map, "keys", KVF_RDMA_SPACE_MRS + 1, &o, why);
+        rc = rc > 0 ? 0 : rc < 0 ? rc : kvf_mp_missing(why, "keys");
+    }
+    if (rc == 0)
+        rc = read_keys(o, 0, INT64_MAX, &m->u.rdma_keys.keys, why);
+    if (rc == 0 && m->u.rdma_keys.keys == NULL)
+        rc = malformed("keys", 0, why);
+    return rc;
+}
+
 int kvf_peer_rdma_read(const msgpack_object *map, struct kvf_peer_msg *m,
                        struct kvf_why *why)
 {
@@ -260,6 +319,8 @@ int kvf_peer_rdma_read(const msgpack_object *map, struct kvf_peer_msg *m,
 
     if (m->head.type == KVF_PEER_RDMA_ACCEPT)
         return read_accept(map, &m->u.rdma_accept, why);
+    if (m->head.type == KVF_PEER_RDMA_KEYS)
+        return read_region(map, m, why);
     if (m->head.type != KVF_PEER_RDMA_CONNECT)
         return read_word(map, &m->u.rdma_word, why);
     rc = u64(map, "id", UINT64_MAX, &c->id, why);
@@ -271,42 +332,14 @@ void kvf_peer_rdma_done(struct kvf_peer_msg *m)
     if (m->head.type == KVF_PEER_RDMA_ACCEPT) {
         free(m->u.rdma_accept.pool);
         m->u.rdma_accept.pool = NULL;
+    } else if (m->head.type == KVF_PEER_RDMA_KEYS) {
+        free(m->u.rdma_keys.keys);
+        m->u.rdma_keys.keys = NULL;
     }
 }
 
 /* ---- grants ----------------------------------------------------------------
  */
-
-/* The pieces of one space; they must lie within what it says of itself. */
-static int read_space(const msgpack_object *o, unsigned i,
-                      struct kvf_peer_grant *g, struct kvf_why *why)
-{
-    uint64_t size = g->spaces[i].size, at;
-    const msgpack_object *v = o->via.array.ptr;
-    unsigned n;
-
-    if (o->type != MSGPACK_OBJECT_ARRAY)
-        return malformed("keys", i, why);
-    n = o->via.array.size;
-    if (n == 0)
-        return 0; /* not registered */
-    if (n - 1 > KVF_RDMA_SPACE_MRS || n < 2 || !item_u64(&v[0], size, &at))
-        return malformed("keys", i, why);
-    g->keys[i] =
-        calloc(1, sizeof *g->keys[i] + (n - 1) * sizeof g->keys[i]->key[0]);
-    if (g->keys[i] == NULL)
-        return kvf_fail(why, KVF_INTERNAL, "out of memory");
-    g->keys[i]->first = at;
-    g->keys[i]->n = n - 1;
-    for (unsigned j = 0; j < n - 1; j++) {
-        struct kvf_rdma_key *k = &g->keys[i]->key[j];
-
-        if (!read_key(&v[j + 1], k) || k->length > (uint64_t)INT64_MAX - at)
-            return malformed("keys", i, why);
-        at += k->length;
-    }
-    return 0;
-}
 
 /* Every segment in a region lies within the pieces named for it? */
 static bool covered(const struct kvf_peer_grant *g)
@@ -348,7 +381,8 @@ int kvf_peer_rdma_read_grant(const msgpack_object *map,
         if (g->keys == NULL)
             return kvf_fail(why, KVF_INTERNAL, "out of memory");
         for (unsigned i = 0; i < g->n_spaces; i++) {
-            rc = read_space(&o->via.array.ptr[i], i, g, why);
+            rc = read_keys(&o->via.array.ptr[i], i, g->spaces[i].size,
+                           &g->keys[i], why);
             if (rc < 0)
                 return rc;
         }

@@ -155,6 +155,47 @@ static void fill_blocks(struct kvf_peer_msg *m, enum kvf_peer_type type)
     }
 }
 
+static void fill_rdma(struct kvf_peer_msg *m, enum kvf_peer_type type)
+{
+    if (type == KVF_PEER_RDMA_CONNECT || type == KVF_PEER_RDMA_ACCEPT) {
+        struct kvf_rdma_end *e = type == KVF_PEER_RDMA_CONNECT
+                                     ? &m->u.rdma_connect.end
+                                     : &m->u.rdma_accept.end;
+
+        *e = (struct kvf_rdma_end){.qpn = 17,
+                                   .psn = 0xabcdef,
+                                   .link_layer = KVF_RDMA_ETHERNET,
+                                   .lid = 3,
+                                   .mtu = 4096,
+                                   .rd_atomic = 16,
+                                   .n_gid = 2};
+        memset(e->gid[0].raw, 0x44, 16);
+        e->gid[1].type = KVF_RDMA_GID_ROCE_V2;
+        if (type == KVF_PEER_RDMA_CONNECT) {
+            m->u.rdma_connect.id = 9;
+        } else {
+            m->u.rdma_accept.id = 9;
+            m->u.rdma_accept.your_gid = 1;
+            m->u.rdma_accept.n_pool = 2;
+            m->u.rdma_accept.pool = pool_keys;
+        }
+    } else if (type == KVF_PEER_RDMA_KEYS) {
+        static struct kvf_rdma_keys *region;
+
+        if (region == NULL)
+            region = calloc(1, sizeof *region + 2 * sizeof region->key[0]);
+        region->n = 2;
+        memcpy(region->key, pool_keys, sizeof pool_keys);
+        m->u.rdma_keys.layout = 9;
+        m->u.rdma_keys.region = 3;
+        m->u.rdma_keys.keys = region;
+    } else {
+        m->u.rdma_word.id = 9;
+        m->u.rdma_word.status = KVF_MISMATCH;
+        strcpy(m->u.rdma_word.text, "no GID of the same kind");
+    }
+}
+
 static void fill(struct kvf_peer_msg *m, enum kvf_peer_type type)
 {
     static const struct kvf_peer_pool pool = {"/proc/5/fd/4", 1 << 30, 5, 99};
@@ -225,32 +266,8 @@ static void fill(struct kvf_peer_msg *m, enum kvf_peer_type type)
         fill_push(m, type);
     } else if (type == KVF_PEER_BYE) {
         strcpy(m->u.bye.text, "SIGTERM");
-    } else if (type == KVF_PEER_RDMA_CONNECT || type == KVF_PEER_RDMA_ACCEPT) {
-        struct kvf_rdma_end *e = type == KVF_PEER_RDMA_CONNECT
-                                     ? &m->u.rdma_connect.end
-                                     : &m->u.rdma_accept.end;
-
-        *e = (struct kvf_rdma_end){.qpn = 17,
-                                   .psn = 0xabcdef,
-                                   .link_layer = KVF_RDMA_ETHERNET,
-                                   .lid = 3,
-                                   .mtu = 4096,
-                                   .rd_atomic = 16,
-                                   .n_gid = 2};
-        memset(e->gid[0].raw, 0x44, 16);
-        e->gid[1].type = KVF_RDMA_GID_ROCE_V2;
-        if (type == KVF_PEER_RDMA_CONNECT) {
-            m->u.rdma_connect.id = 9;
-        } else {
-            m->u.rdma_accept.id = 9;
-            m->u.rdma_accept.your_gid = 1;
-            m->u.rdma_accept.n_pool = 2;
-            m->u.rdma_accept.pool = pool_keys;
-        }
-    } else if (type == KVF_PEER_RDMA_REFUSE || type == KVF_PEER_RDMA_CLOSE) {
-        m->u.rdma_word.id = 9;
-        m->u.rdma_word.status = KVF_MISMATCH;
-        strcpy(m->u.rdma_word.text, "no GID of the same kind");
+    } else if (type >= KVF_PEER_RDMA_CONNECT && type <= KVF_PEER_RDMA_KEYS) {
+        fill_rdma(m, type);
     } else { /* one number: ping, pong, unask, ended */
         m->u.ping.seq = 42;
     }
