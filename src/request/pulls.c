@@ -451,6 +451,14 @@ void kvf_pull_cancel(struct kvf_pull *p, enum kvf_status status,
     kvf_task_post(p->ps->env.sched, &p->task);
 }
 
+void kvf_pulls_cancel_all(struct kvf_pulls *ps, enum kvf_status status,
+                          const char *text)
+{
+    kvf_list_for_each (n, &ps->all)
+        kvf_pull_cancel(kvf_container_of(n, struct kvf_pull, node), status,
+                        text);
+}
+
 void kvf_pulls_gauges(const struct kvf_pulls *ps, struct kvf_pulls_gauges *out)
 {
     struct kvf_pulls_gauges g = {.running = ps->running};

@@ -62,6 +62,8 @@ int kvf_pull_start(struct kvf_pulls *ps, struct kvf_layout *layout,
 /* As kvf_get_cancel. */
 void kvf_pull_cancel(struct kvf_pull *p, enum kvf_status status,
                      const char *text);
+void kvf_pulls_cancel_all(struct kvf_pulls *ps, enum kvf_status status,
+                          const char *text);
 unsigned kvf_pulls_running(const struct kvf_pulls *ps);
 
 struct kvf_pulls_gauges {

@@ -17,6 +17,7 @@
 #include "peer/window.h"
 #include "request/gets.h"
 #include "request/moves.h"
+#include "request/pulls.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -79,7 +80,7 @@ struct sim_engine {
     uint64_t pid;
     bool alive;
     struct kvf_list buffers, views; /* of its session */
-    struct kvf_list windows;
+    struct kvf_list windows, layouts;
     /* Starts of its daemon that ended under it, not yet reported unmapped. */
     struct kvf_id old[SIM_OLD];
     unsigned n_old;
@@ -113,6 +114,8 @@ struct sim_node {
     struct kvf_peers *peers;
     struct kvf_gets *gets;
     struct kvf_moves *moves;
+    struct kvf_blocks *blocks;
+    struct kvf_pulls *pulls;
     struct kvf_list inbox;    /* messages that came while it was frozen */
     struct kvf_list watchers; /* struct kvf_proc_watch */
     struct kvf_list admitted;

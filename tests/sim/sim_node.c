@@ -202,6 +202,7 @@ static void make_peers(struct sim_node *n)
                                 .incarnation = n->incarnation,
                                 .store = n->store,
                                 .buffers = n->bufs,
+                                .blocks = n->blocks,
                                 .maps = n->maps,
                                 .own_map = n->own_map,
                                 .channel = {&sim_channel_ops, n},
@@ -261,7 +262,14 @@ static void make_gets(struct sim_node *n)
                                   .on_written = on_written,
                                   .arg = n};
 
+    struct kvf_pulls_env pulls = {.sched = &n->sched,
+                                  .stats = &n->stats,
+                                  .rng = &n->rng,
+                                  .conf = n->conf,
+                                  .peers = n->peers};
+
     if (kvf_gets_create(&env, &n->gets, &why) < 0 ||
+        kvf_pulls_create(&pulls, &n->pulls, &why) < 0 ||
         kvf_moves_create(&moves, &n->moves, &why) < 0)
         sim_fail(n->sim, "gets: %s", why.text);
 }
@@ -297,6 +305,7 @@ void sim_node_start(struct sim *sim, unsigned idx)
         kvf_list_init(&n->engine.views);
     }
     kvf_list_init(&n->engine.windows);
+    kvf_list_init(&n->engine.layouts);
     n->boots++;
     n->alive = true;
     n->frozen = false;
@@ -319,6 +328,15 @@ void sim_node_start(struct sim *sim, unsigned idx)
         kvf_shm_create(&n->sched, &n->stats, &n->shm, &why) < 0 ||
         sim_bulk_create(n, &n->tcp, &why) < 0)
         sim_fail(sim, "start: %s", why.text);
+    if (kvf_blocks_create(
+            &(struct kvf_blocks_env){.sched = &n->sched,
+                                     .buffers = n->bufs,
+                                     .store = &conf,
+                                     .first_generation = sim->next_generation,
+                                     .on_retired = on_retired,
+                                     .arg = n},
+            &n->blocks, &why) < 0)
+        sim_fail(sim, "blocks: %s", why.text);
     make_peers(n);
     make_gets(n);
 }
@@ -337,11 +355,15 @@ void sim_node_kill(struct sim_node *n, bool engine_too)
     /* What dies with a process is undone here by hand. */
     kvf_gets_cancel_all(n->gets, KVF_SHUTTING_DOWN, "killed");
     kvf_moves_cancel_all(n->moves, KVF_SHUTTING_DOWN, "killed");
-    while (kvf_gets_running(n->gets) + kvf_moves_running(n->moves) != 0) {
+    kvf_pulls_cancel_all(n->pulls, KVF_SHUTTING_DOWN, "killed");
+    while (kvf_gets_running(n->gets) + kvf_moves_running(n->moves) +
+               kvf_pulls_running(n->pulls) !=
+           0) {
         kvf_sched_turn(&n->sched);
         if (++turns > 1000)
             sim_fail(sim, "node %u: a get does not end", n->idx);
     }
+    kvf_pulls_destroy(n->pulls);
     kvf_moves_destroy(n->moves);
     kvf_gets_destroy(n->gets);
     kvf_peers_destroy(n->peers);
@@ -349,10 +371,12 @@ void sim_node_kill(struct sim_node *n, bool engine_too)
         kvf_sched_turn(&n->sched);
     kvf_transport_destroy(n->tcp);
     kvf_transport_destroy(n->shm);
+    kvf_layouts_end(&n->engine.layouts);
     kvf_store_destroy(n->store);
+    kvf_blocks_destroy(n->blocks);
+    kvf_buffers_destroy(n->bufs); /* with the regions, which are mapped */
     kvf_map_release(n->own_map);
     kvf_map_cache_destroy(n->maps);
-    kvf_buffers_destroy(n->bufs);
     kvf_pool_destroy(n->pool);
     kvf_segment_destroy(&n->seg);
     kvf_sched_fini(&n->sched);
