@@ -32,8 +32,11 @@ struct kvf_access *kvf_access_new(struct kvf_guest *g,
                                   bool shm)
 {
     struct kvf_peers *ps = g->ps;
-    struct kvf_access *a = calloc(1, sizeof *a);
+    struct kvf_access *a;
 
+    if (HASH_COUNT(ps->accesses) >= KVF_ACCESSES_MAX)
+        return NULL;
+    a = calloc(1, sizeof *a);
     if (a == NULL)
         return NULL;
     a->id = KVF_ACCESS_BIT | ++ps->next_access;

@@ -34,6 +34,8 @@ struct kvf_access {
     UT_hash_handle hh; /* by id, until it ends */
 };
 
+#define KVF_ACCESSES_MAX 65536u /* of all guests; beyond it BUSY */
+
 /* access.c */
 struct kvf_access *kvf_access_new(struct kvf_guest *g,
                                   const struct kvf_seg *seg, bool write,

@@ -180,6 +180,11 @@ static int check_layout(struct kvf_layout *l, struct kvf_why *why)
     for (unsigned i = 0; i < l->decl.n_regions; i++)
         if (kvf_side_add_region(s, 0, i, (int64_t)l->regions[i]->size) < 0)
             return kvf_fail(why, KVF_NO_SPACE, "out of memory for a layout");
+    /* Those of other stages are not looked at below, but told to peers. */
+    for (unsigned y = 0; y < s->n_layers; y++)
+        if (s->layers[y].kind < 0)
+            return kvf_fail(why, KVF_INVALID,
+                            "E_LAYERS: layer %u is of an unknown kind", y);
     rc = kvf_side_check(s, stage, &no);
     if (rc == -(int)KVF_NO_SPACE)
         return kvf_fail(why, KVF_NO_SPACE, "%s", no.text);

@@ -394,7 +394,7 @@ void kvf_peer_on_grant(struct kvf_peer *p, struct kvf_peer_msg *m)
         end_claim(p, mg->claim, &mg->token, false);
         return;
     }
-    if (a->on_grant == NULL) {
+    if (a->on_grant == NULL || a->blocks) {
         p->ps->env.stats->peer_malformed++;
         return;
     }

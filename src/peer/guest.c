@@ -164,6 +164,7 @@ void kvf_guest_settle(struct kvf_guest *g)
     if (g->rdma_stuck && kvf_guest_rdma_expel(g)) {
         g->rdma_stuck = false;
         kvf_guest_abort_claims(g, false);
+        kvf_guest_end_accesses(g, false);
     }
     if (kvf_list_empty(&g->claims) && kvf_list_empty(&g->accesses) &&
         !g->rdma_stuck)

@@ -206,8 +206,7 @@ static void go_down(struct kvf_peer *p, enum kvf_peer_state next)
     p->renewing = false;
     p->down_since_ns = ps->env.sched->now_ns;
     hang_up(p, 0);
-    kvf_told_clear(&p->told);
-    kvf_far_drop_all(&p->fars);
+    kvf_peer_forget_layouts(p);
     if (was_up) {
         ps->env.stats->peer_down++;
         kvf_log(KVF_LOG_WARN, "KVF PEER", "%s down addr=%s: %s", p->name,
@@ -326,6 +325,7 @@ static void renewed(struct kvf_peer *p, const struct kvf_peer_msg *m)
             p->name, p->addr);
     take_tcp(p, m);
     drop_queue(p);
+    kvf_peer_forget_layouts(p);
     kvf_peer_rdma_start(p, m->u.welcome.rdma);
     settle_claims(p, m);
     kvf_peer_repeat_asks(p);
@@ -454,7 +454,6 @@ static void dispatch(struct kvf_peer *p, struct kvf_peer_msg *m)
     case KVF_PEER_RDMA_KEYS:
         kvf_peer_rdma_message(p, m);
         break;
-    case KVF_PEER_RDMA_CONNECT:
     case KVF_PEER_LAYOUT:
     case KVF_PEER_LAYOUT_GONE:
     case KVF_PEER_LAYOUT_IS:
@@ -462,6 +461,7 @@ static void dispatch(struct kvf_peer *p, struct kvf_peer_msg *m)
     case KVF_PEER_VERDICT:
         kvf_peer_blocks_message(p, m);
         break;
+    case KVF_PEER_RDMA_CONNECT:
     case KVF_PEER_LAYOUT_ASK:
     case KVF_PEER_BLOCKS_ASK:
     case KVF_PEER_TOGETHER:
@@ -589,8 +589,7 @@ void kvf_peer_begin(struct kvf_peer *p)
 void kvf_peer_end(struct kvf_peer *p)
 {
     hang_up(p, 100);
-    kvf_told_clear(&p->told);
-    kvf_far_drop_all(&p->fars);
+    kvf_peer_forget_layouts(p);
     close_tcp(p);
     kvf_peer_rdma_stop(p);
     close_shm(p);

@@ -62,7 +62,16 @@ int kvf_peer_ask_blocks(struct kvf_peer *p, struct kvf_ask *a,
     m.u.blocks_ask = *body;
     m.u.blocks_ask.ask = p->ps->next_ask;
     m.u.blocks_ask.layout = own->number;
+    a->blocks = true;
     return kvf_ask_send(p, a, &m, why);
+}
+
+/* Also when the session is only renewed: the owner may have dropped ours with
+ * it, and we have missed the end of one of its own. Both are told again. */
+void kvf_peer_forget_layouts(struct kvf_peer *p)
+{
+    kvf_told_clear(&p->told);
+    kvf_far_drop_all(&p->fars);
 }
 
 struct kvf_far *kvf_peer_known_layout(struct kvf_peer *p,
@@ -200,7 +209,11 @@ static void on_blocks(struct kvf_peer *p, struct kvf_peer_msg *m)
         p->ps->env.stats->peer_malformed++; /* one claim, granted twice */
         return;
     }
-    if (a == NULL || a->on_grant == NULL) {
+    if (a != NULL && (a->on_grant == NULL || !a->blocks)) {
+        p->ps->env.stats->peer_malformed++;
+        return;
+    }
+    if (a == NULL) {
         p->ps->env.stats->late_grants++;
         kvf_peer_refuse_claim(p, b->claim, &b->token);
         return;

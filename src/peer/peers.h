@@ -273,7 +273,8 @@ struct kvf_ask {
     struct kvf_peer *peer;
     uint64_t id;
     bool active;
-    bool write; /* what is granted will be written into */
+    bool write;  /* what is granted will be written into */
+    bool blocks; /* a grant of blocks is due, and no other */
     /* NULL: such an answer is a lie of the owner, and ignored. */
     void (*on_grant)(struct kvf_ask *a, struct kvf_grant *g);
     void (*on_applied)(struct kvf_ask *a, uint64_t generation);

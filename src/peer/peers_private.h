@@ -246,6 +246,7 @@ void kvf_layout_msg_free(struct kvf_peer_msg *m);
 /* Tells everybody who knows it that it is gone. */
 void kvf_peers_layout_end(void *peers, struct kvf_layout *l);
 /* peer_blocks.c */
+void kvf_peer_forget_layouts(struct kvf_peer *p);
 /* LAYOUT, LAYOUT_GONE, LAYOUT_IS, BLOCKS_GRANT, VERDICT. */
 void kvf_peer_blocks_message(struct kvf_peer *p, struct kvf_peer_msg *m);
 /* together.c */

@@ -153,7 +153,7 @@ void kvf_guest_on_window_ask(struct kvf_guest *g,
     }
     a = kvf_access_new(g, &w->seg, ask->write, g->shm_ok && ask->want_shm);
     if (a == NULL) {
-        kvf_fail(&why, KVF_BUSY, "out of memory at the owner");
+        kvf_fail(&why, KVF_BUSY, "no memory for one more access at the owner");
         kvf_guest_deny(g, ask->ask, &why, 0);
         return;
     }

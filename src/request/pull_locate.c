@@ -56,7 +56,9 @@ static int check_layout(const struct kvf_pull_source *s,
                         " of tp %" PRId64 ", pp %" PRId64
                         "; its stage was tp %" PRId64 ", pp %" PRId64,
                         s->rank, f->rank, f->side.tp, f->side.pp, p->tp, p->pp);
-    if (s->grant != NULL && s->grant->generation != g->generation)
+    if (s->grant != NULL &&
+        (s->grant->generation != g->generation ||
+         s->grant->far->number != f->number || s->grant->far->size != f->size))
         return kvf_fail(why, KVF_STALE,
                         "rank %" PRId64
                         " of the sender published the request anew meanwhile",

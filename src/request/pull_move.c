@@ -90,8 +90,8 @@ static int plan_source(struct kvf_pull_source *s, struct kvf_why *why)
     int64_t runs;
     int rc;
 
-    s->pair =
-        kvf_pair_of(s->grant->far, p->layout, true, kvf_peer_name(s->peer));
+    s->far = kvf_far_hold(s->grant->far);
+    s->pair = kvf_pair_of(s->far, p->layout, true, kvf_peer_name(s->peer));
     if (s->pair == NULL)
         return kvf_fail(why, KVF_NO_SPACE, "out of memory for a plan");
     if (s->pair->rc < 0)
@@ -123,10 +123,7 @@ static void start(struct kvf_pull *p)
         /* One whose claim was lost meanwhile is asked again, and then moves. */
         if (s->state != KVF_SOURCE_GRANTED)
             continue;
-        if (s->bytes == 0)
-            s->state = KVF_SOURCE_COMPLETE;
-        else
-            kvf_source_move(s);
+        kvf_source_move(s);
         if (p->state != KVF_PULL_MOVING)
             return;
     }
@@ -182,7 +179,7 @@ void kvf_pull_plan(struct kvf_pull *p)
 static size_t next_runs(void *arg, struct kvf_run *out, size_t cap)
 {
     struct kvf_pull_source *s = arg;
-    const struct kvf_far *f = s->grant->far;
+    const struct kvf_far *f = s->far;
     const struct kvf_layout *l = s->pull->layout;
     struct kvf_desc d[KVF_SCATTER_AHEAD];
     size_t n;
@@ -337,6 +334,11 @@ void kvf_source_move(struct kvf_pull_source *s)
     struct kvf_link *link;
     struct kvf_why why;
 
+    if (s->bytes == 0) { /* nothing to read there; it is told all the same */
+        s->state = KVF_SOURCE_COMPLETE;
+        kvf_pull_check_complete(p);
+        return;
+    }
     if (s->attempts++ > 0)
         p->ps->env.stats->retries++;
     if (!s->xfer_made) {

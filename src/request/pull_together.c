@@ -40,6 +40,7 @@ static void on_verdict(struct kvf_ask *a, enum kvf_status status,
         return;
     if (status == KVF_OK && p->state == KVF_PULL_MEETING) {
         p->met = true;
+        kvf_timer_cancel(p->ps->env.sched, &p->deadline);
         kvf_task_post(p->ps->env.sched, &p->task);
         return;
     }

@@ -51,6 +51,8 @@ static void pull_free(struct kvf_pull *p)
         if (s->xfer_made)
             kvf_scatter_fini(&s->xfer);
         kvf_plan_free(&s->plan);
+        if (s->far != NULL)
+            kvf_far_release(s->far);
     }
     kvf_timer_cancel(sched, &p->deadline);
     kvf_timer_cancel(sched, &p->pause);
@@ -444,8 +446,8 @@ int kvf_pull_start(struct kvf_pulls *ps, struct kvf_layout *layout,
 void kvf_pull_cancel(struct kvf_pull *p, enum kvf_status status,
                      const char *text)
 {
-    if (p->state >= KVF_PULL_DRAINING || p->stopping)
-        return;
+    if (p->state >= KVF_PULL_DRAINING || p->stopping || p->met)
+        return; /* met: the others were told that all have it */
     kvf_pull_because(p, status, "%s", text);
     p->stopping = true;
     kvf_task_post(p->ps->env.sched, &p->task);

@@ -43,6 +43,7 @@ struct kvf_pull_source { /* a P rank of the window */
     struct kvf_grant *grant;
     struct kvf_timer pause;
     /* plan */
+    struct kvf_far *far; /* of the first grant: pair and plan are made of it */
     struct kvf_pair *pair;
     struct kvf_plan plan;
     struct kvf_plan_iter iter;
