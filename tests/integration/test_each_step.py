@@ -102,3 +102,60 @@ def test_getter_dies(armed, how, step):
         b.ok("release", buffer=r["buffer"])
     src.assert_all_free()
     dst.assert_all_free()
+
+
+# -- the owner's own lines ---------------------------------------------------
+@pytest.mark.parametrize("line", ["[KVF PUT] key=k ", "[KVF RETIRE] key=k "])
+@pytest.mark.parametrize("how", list(SIZES))
+def test_owner_dies_at_its_own_line(make, how, line):
+    """In a put, and when the reader was done: a get that waited for the key
+    is answered once, and nothing of the dead owner is left."""
+    src = make(0, conf=conf(how), env={
+        "LD_PRELOAD": KILL_AT, "KILL_AT": line, "KILL_PID": "self"})
+    dst = make(1, conf=conf(how))
+    dst.knows(src)
+    data = kvf.pattern(SIZES[how], 5)
+    a, b = src.engine(), dst.engine()
+    get = b.send("get", key="k", mode="copy", timeout_ms=15000)
+    until(lambda: src.stats()["keys"]["parked"] == 1, "parked")
+    a.send("put", key="k", segments=[{
+        "buffer": a.filled(data)["buffer"]}])
+    assert src.proc.wait(20) == -9
+    r = b.recv(get, timeout=30)
+    if line.startswith("[KVF RETIRE]"):
+        assert r.status == "OK", dict(r)
+    assert r.status in ("OK", "PEER_UNREACHABLE", "TRANSPORT"), dict(r)
+    if r.status == "OK":
+        assert b.bytes_of(r) == data
+        b.ok("release", buffer=r["buffer"])
+    b.quiet()
+    dst.assert_all_free()
+    src.clients = []
+
+
+@pytest.mark.parametrize("how", list(SIZES))
+def test_receiver_dies_when_a_push_is_published(make, how):
+    """The sender is told once; its memory is its own again; pushed anew to the
+    receiver's next start, the key is there whole."""
+    src = make(0, conf=conf(how))
+    dst = make(1, conf=conf(how), env={
+        "LD_PRELOAD": KILL_AT, "KILL_AT": "[KVF PUT] key=k ",
+        "KILL_PID": "self"})
+    data = kvf.pattern(SIZES[how], 6)
+    a = src.engine()
+    buf = a.filled(data)
+    push = {"key": "k", "segments": [{"buffer": buf["buffer"]}],
+            "timeout_ms": 5000}
+    w = a.send("push", target={"host": dst.peer_host,
+                               "port": dst.peer_port}, **push)
+    assert dst.proc.wait(20) == -9
+    r = a.recv(w, timeout=30)
+    assert r.status in ("PEER_UNREACHABLE", "TRANSPORT"), dict(r)
+    a.quiet()
+    dst.env = {k: v for k, v in dst.env.items() if k != "LD_PRELOAD"}
+    dst.restart()
+    a.ok("push", target={"host": dst.peer_host, "port": dst.peer_port},
+         timeout=30, **push)
+    assert dst.engine().fetch("k", mode="copy", wait=False) == data
+    a.ok("free", buffer=buf["buffer"])
+    src.assert_all_free()
