@@ -159,3 +159,50 @@ def test_receiver_dies_when_a_push_is_published(make, how):
     assert dst.engine().fetch("k", mode="copy", wait=False) == data
     a.ok("free", buffer=buf["buffer"])
     src.assert_all_free()
+
+
+MOVES = ["connecting -> asking", "asking -> moving", "moving -> confirming",
+         "confirming -> done"]
+
+
+@pytest.mark.parametrize("victim", ["sender", "receiver"])
+@pytest.mark.parametrize("step", MOVES)
+@pytest.mark.parametrize("how", ["shm", "tcp"])
+def test_push_when_one_dies(make, tmp_path, how, step, victim):
+    """At each step of a push that moves bytes: told once, whole or not there
+    at the receiver, and its room is free again."""
+    pid = tmp_path / "pid"
+    src = make(0, conf=conf(how), env={
+        "LD_PRELOAD": KILL_AT, "KILL_AT": f"push=k {step} (",
+        "KILL_PID": "self" if victim == "sender" else str(pid)})
+    dst = make(1, conf=conf(how))
+    pid.write_text(str(dst.pid))
+    a, b = src.engine(), dst.engine()
+    data = kvf.pattern(SIZES[how], 7)
+    buf = a.filled(data)
+    w = a.send("push", key="k", segments=[{"buffer": buf["buffer"]}],
+               target={"host": dst.peer_host, "port": dst.peer_port},
+               timeout_ms=3000)
+    if victim == "receiver":
+        assert dst.proc.wait(20) == -9
+        r = a.recv(w, timeout=30)
+        assert r.status in ("OK", "PEER_UNREACHABLE", "TRANSPORT"), dict(r)
+        assert r.status != "OK" or step == MOVES[-1]
+        a.quiet()
+        a.ok("free", buffer=buf["buffer"])
+        src.assert_all_free()
+        dst.clients = []
+        return
+    assert src.proc.wait(20) == -9
+    src.clients = []
+    # Its room, if it got some, is given back: what is left is the key.
+    until(lambda: dst.pool()["receiving"] == 0 and
+          dst.pool()["draining"] == 0, "no room is kept for the dead", 20)
+    r = b.request("get", key="k", mode="copy", wait=False,
+                  source={"host": dst.peer_host, "port": dst.peer_port})
+    assert r.status in ("OK", "NOT_FOUND"), dict(r)
+    if r.status == "OK":
+        assert b.bytes_of(r) == data
+        b.ok("release", buffer=r["buffer"])
+    assert r.status == "OK" or step != MOVES[-1]
+    dst.assert_all_free()
