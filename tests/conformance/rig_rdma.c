@@ -168,11 +168,14 @@ int rig_rdma_create(struct rig *r, struct kvf_transport **out,
                                  /* more than one piece even here */
                                  .piece = MIB + 4096};
     const struct kvf_verbs *v = &fake_verbs;
+    static bool said;
 
     if (r->kind == RIG_RDMA_DEVICE) {
         snprintf(conf.device, sizeof conf.device, "%s", device);
         v = &kvf_verbs_real;
-        print_message("on the device %s\n", device);
+        if (!said)
+            print_message("on the device %s\n", device);
+        said = true;
         /* An emulated machine beside others. */
         conf.stall_ms = conf.connect_ms = 10000;
     }

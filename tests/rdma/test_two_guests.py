@@ -241,6 +241,15 @@ def test_memory_is_taken_from_a_getter_that_stands_still(stage, how):
     stage.heals()
 
 
+def test_doctor_reads_from_the_other_guest(stage_of):
+    """The way there is tcp's here, the way back is RDMA READs."""
+    stage = stage_of({"connector": {"protocol": "auto"}})
+    text = stage.g2.sh(f"{ENV}kvferry doctor --config {stage.b.base}.ini "
+                       f"--peer {stage.g1.addr}:7000", 60 * SLOW)
+    assert text.count(f"came back whole by {TRANSPORT}") == 2, text
+    stage.heals(more_fds=2)
+
+
 def test_tcp_takes_over_in_the_middle_and_rdma_comes_back(stage_of):
     stage = stage_of({"connector": {"protocol": "auto"}})
     stage.begin()
