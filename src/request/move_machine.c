@@ -79,6 +79,8 @@ static unsigned asking(struct kvf_move_machine *m, enum kvf_move_event e)
     case KVF_MOVE_EV_GRANT:
         return attempt(m);
     case KVF_MOVE_EV_APPLIED:
+        if (m->attempts == 0)
+            m->attempts = 1; /* the question was one */
         return go(m, KVF_MOVE_DONE, KVF_MOVE_DO_FINISH);
     case KVF_MOVE_EV_ASK: /* in another form */
         return KVF_MOVE_DO_ASK;

@@ -31,7 +31,7 @@ def test_push_then_a_local_get(ppair, size, checksum):
                    checksum=checksum)
     small = size <= ppair.b.info["limits"]["inline_max"]
     assert r["transport"] == ("eager" if small else ppair.protocol)
-    assert r["size"] == size
+    assert r["size"] == size and r["attempts"] == 1
     g = ppair.a.ok("get", key="k", mode="copy")
     assert g["generation"] == r["generation"] and g["meta"] == b"m"
     assert g["transport"] == "local" and ppair.a.bytes_of(g) == data

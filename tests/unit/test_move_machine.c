@@ -94,6 +94,17 @@ static void flags(void **state)
     assert_int_equal(m.attempts, 2);
 }
 
+static void bytes_with_the_question(void **state)
+{
+    struct kvf_move_machine m = machine(KVF_MOVE_ASKING);
+
+    (void)state;
+    m.attempts = 0;
+    assert_int_equal(kvf_move_step(&m, KVF_MOVE_EV_APPLIED),
+                     KVF_MOVE_DO_FINISH);
+    assert_int_equal(m.attempts, 1);
+}
+
 static void attempts_run_out(void **state)
 {
     static const enum kvf_move_event end[] = {KVF_MOVE_EV_BROKEN,
@@ -111,9 +122,10 @@ static void attempts_run_out(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(every_pair),
-                                       cmocka_unit_test(flags),
-                                       cmocka_unit_test(attempts_run_out)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(every_pair), cmocka_unit_test(flags),
+        cmocka_unit_test(bytes_with_the_question),
+        cmocka_unit_test(attempts_run_out)};
 
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
