@@ -2,12 +2,17 @@
  * and in the same round what that is held against: copies of the same runs
  * (memcpy, non-temporal) and a contiguous get of as many bytes.
  *
- *   pull_blocks SENDER_ENDPOINT RECEIVER_ENDPOINT RUN_BYTES LAYERS BLOCKS
- * ROUNDS
+ *   pull_blocks SENDER RECEIVER RUN_BYTES LAYERS BLOCKS ROUNDS [USED]
+ *
+ * (The first two are endpoints.) USED of the blocks are the request's, all by
+ * default; fewer compare plans of different sizes over the same memory, cold in
+ * the same way.
  *
  * One rank a side; a run is what one block has of one layer; the ids are random
  * and fresh each round on both sides, so nothing merges. Every byte is checked
- * after each round's pull. Each line of output is a JSON object. */
+ * after each round's pull. ns_per_read is from the moment when all ranks had
+ * answered to the last byte, planning included. Each line of output is a JSON
+ * object. */
 #include "common.h"
 #include "kvferry/kvferry.h"
 
@@ -28,7 +33,7 @@ struct end {
 
 struct bench {
     struct end from, to;
-    uint64_t run, layers, blocks, size;
+    uint64_t run, layers, blocks, used, size;
 };
 
 static void need(struct kvferry *h, int rc, const char *what)
@@ -126,7 +131,7 @@ static uint64_t copy_round(struct bench *b, bool nt)
     uint64_t t0 = bench_now();
 
     for (uint64_t l = 0; l < b->layers; l++)
-        for (uint64_t i = 0; i < b->blocks; i++) {
+        for (uint64_t i = 0; i < b->used; i++) {
             uint8_t *to = b->to.mem + at(b, &b->to, l, i);
             const uint8_t *from = b->from.mem + at(b, &b->from, l, i);
 
@@ -160,11 +165,11 @@ static uint64_t get_round(struct bench *b)
 
 static uint64_t pull_round(struct bench *b, struct kvferry_pull_result *r)
 {
-    struct kvferry_publish_options po = {.n_tokens = b->blocks * TOKENS};
+    struct kvferry_publish_options po = {.n_tokens = b->used * TOKENS};
     struct kvferry_pull_options o = {
         .request_id = "bench", .from_fields = 1, .timeout_ms = 60000};
-    struct kvferry_blocks from = {0, 0, b->from.ids, b->blocks},
-                          to = {0, 0, b->to.ids, b->blocks};
+    struct kvferry_blocks from = {0, 0, b->from.ids, b->used},
+                          to = {0, 0, b->to.ids, b->used};
     uint64_t t0;
 
     need(b->from.h,
@@ -174,10 +179,10 @@ static uint64_t pull_round(struct bench *b, struct kvferry_pull_result *r)
     t0 = bench_now();
     need(b->to.h, kvferry_pull(b->to.h, b->to.layout, &to, 1, &o, r), "pull");
     t0 = bench_now() - t0;
-    if (r->bytes != b->size)
+    if (r->bytes != b->run * b->layers * b->used)
         bench_die("pulled %llu bytes", (unsigned long long)r->bytes);
     for (uint64_t l = 0; l < b->layers; l++)
-        for (uint64_t i = 0; i < b->blocks; i++)
+        for (uint64_t i = 0; i < b->used; i++)
             if (memcmp(b->to.mem + at(b, &b->to, l, i),
                        b->from.mem + at(b, &b->from, l, i), b->run) != 0)
                 bench_die("wrong bytes in layer %llu", (unsigned long long)l);
@@ -186,15 +191,16 @@ static uint64_t pull_round(struct bench *b, struct kvferry_pull_result *r)
 
 static void measure(struct bench *b, bool warm)
 {
-    double bytes = (double)b->size;
+    double bytes = (double)(b->run * b->layers * b->used);
     struct kvferry_pull_result r;
-    uint64_t plain, nt, get, ns;
+    uint64_t plain, nt, get = 0, ns;
 
     shuffle(b->from.ids, b->blocks);
     shuffle(b->to.ids, b->blocks);
     plain = copy_round(b, false);
     nt = copy_round(b, true);
-    get = get_round(b);
+    if (b->used == b->blocks)
+        get = get_round(b);
     memset(b->to.mem, 0, b->size);
     ns = pull_round(b, &r);
     if (warm)
@@ -204,10 +210,12 @@ static void measure(struct bench *b, bool warm)
            "\"nt_GBps\":%.3f,\"get_GBps\":%.3f,\"us\":%.1f,"
            "\"ns_per_read\":%.1f}\n",
            (unsigned long long)b->run, (unsigned long long)r.reads,
-           (unsigned long long)b->size, r.transport, bytes / (double)ns,
+           (unsigned long long)r.bytes, r.transport, bytes / (double)ns,
            bytes / 1e3 / (double)(r.timing.transfer_us + 1),
-           bytes / (double)plain, bytes / (double)nt, bytes / (double)get,
-           (double)ns / 1000, (double)ns / (double)r.reads);
+           bytes / (double)plain, bytes / (double)nt,
+           get != 0 ? bytes / (double)get : 0, (double)ns / 1000,
+           1e3 * (double)(r.timing.total_us - r.timing.lookup_us) /
+               (double)r.reads);
     fflush(stdout);
 }
 
@@ -215,9 +223,9 @@ int main(int argc, char **argv)
 {
     static struct bench b;
 
-    if (argc != 7)
+    if (argc != 7 && argc != 8)
         bench_die("usage: pull_blocks SENDER_ENDPOINT RECEIVER_ENDPOINT "
-                  "RUN_BYTES LAYERS BLOCKS ROUNDS");
+                  "RUN_BYTES LAYERS BLOCKS ROUNDS [USED]");
     b.run = bench_size(argv[3]);
     b.layers = strtoull(argv[4], NULL, 10);
     b.blocks = strtoull(argv[5], NULL, 10);
@@ -230,7 +238,12 @@ int main(int argc, char **argv)
     open_end(&b, &b.from, argv[1]);
     open_end(&b, &b.to, argv[2]);
     bench_fill(b.from.mem, b.size, 7, 0);
+    b.used = b.blocks;
     measure(&b, true);
+    if (argc == 8)
+        b.used = strtoull(argv[7], NULL, 10);
+    if (b.used == 0 || b.used > b.blocks)
+        bench_die("USED: 1 to BLOCKS");
     for (int i = 0; i < atoi(argv[6]); i++)
         measure(&b, false);
     kvferry_close(b.to.h);
