@@ -80,6 +80,9 @@ class Decode:
                 body = self.ranks.call("head", only=0, rid=rid, seq=name,
                                        timeout=limit)[0]["head"]
             blocks, got = self.fetch_blocks(rid, name, body, n, limit)
+        except BaseException:
+            self.ranks.call("close", seq=name)  # they forget it
+            raise
         finally:
             with self.more:
                 self.fetching.pop(rid, None)

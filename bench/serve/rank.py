@@ -143,8 +143,13 @@ class Rank:
     def do_head(self, m):
         self.heads[m["seq"]] = pending = start_head(self.link, m["rid"],
                                                     m["timeout"])
+        if m["seq"] in self.transfer.aborted:
+            pending.cancel()
         try:
             return {"head": read_head(pending)}
+        except kvferry.KvferryError:
+            self.transfer.closed(m["seq"])
+            raise
         finally:
             del self.heads[m["seq"]]
 
@@ -160,10 +165,11 @@ class Rank:
         return {"bytes": size, "how": how}
 
     def do_abort(self, m):
-        if m["seq"] in self.heads:
-            self.heads[m["seq"]].cancel()
-        else:
-            self.transfer.abort(m["seq"])
+        """What that sequence waits for, or will wait for, does not come."""
+        self.transfer.abort(m["seq"])  # remembers it, first
+        head = self.heads.get(m["seq"])
+        if head is not None:
+            head.cancel()
 
     def do_step(self, m):
         """One token for each of several sequences."""

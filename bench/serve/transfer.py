@@ -147,6 +147,7 @@ class KeyTransfer:
         self.readers = sum(link.rank in sources(link.config, p, d, r)
                            for r in range(d))
         self.fetching = {}
+        self.aborted = set()
         self.sources = sources(link.config, p, d, link.rank) \
             if link.rank < d else {}
 
@@ -205,6 +206,8 @@ class KeyTransfer:
             for piece in wanted:
                 for p in self.sources:
                     pending.append(Fetch(self, rid, piece, p, timeout))
+            if seq in self.aborted:
+                self.abort(seq)
             for f in pending:
                 with f.result() as payload:
                     f.store(seq, payload)
@@ -218,11 +221,13 @@ class KeyTransfer:
 
     def abort(self, seq):
         """Another rank's fetch has failed: this one ends as CANCELLED."""
+        self.aborted.add(seq)
         for f in list(self.fetching.get(seq, ())):
             f.get.cancel()
 
     def closed(self, seq):
         """The sequence has ended."""
+        self.aborted.discard(seq)
 
 
 class PullTransfer:
@@ -371,6 +376,8 @@ class PullTransfer:
             incarnation = self.incarnation
             self.fetching[seq] = p = self.client.start_pull(
                 self.number, blocks=self._blocks(seq, piece), **args)
+            if seq in self.aborted:
+                p.cancel()
             try:
                 return p.result()
             except (kvferry.Stale, kvferry.Invalid):
