@@ -1,5 +1,5 @@
 /* kvferry put: a regular file is read straight into the pool; other input is
- * read whole first. */
+ * read whole first. With --to or --target it is a push. */
 #include "cli.h"
 
 #include <errno.h>
@@ -26,6 +26,15 @@ static void on_event(struct kvferry *h, void *user, const char *name,
     snprintf(r->json, sizeof r->json, "%s", json);
     r->done = true;
 }
+
+/* What the command line asks for, and what came of it. */
+struct job {
+    struct kvferry_push_options o; /* o.put alone, unless `push` */
+    struct kvferry_put_result put;
+    struct kvferry_transfer pushed;
+    bool push;
+    char host[256];
+};
 
 static int io_error(const char *what)
 {
@@ -71,8 +80,7 @@ static bool read_exactly(int fd, void *p, size_t n)
 }
 
 static int put_in_place(struct kvferry *h, const char *key, int fd,
-                        uint64_t size, const struct kvferry_put_options *o,
-                        struct kvferry_put_result *r)
+                        uint64_t size, struct job *j)
 {
     struct kvferry_buffer b;
     struct kvferry_segment s = {.is_region = false};
@@ -84,13 +92,15 @@ static int put_in_place(struct kvferry *h, const char *key, int fd,
     if (!read_exactly(fd, b.data, size))
         return io_error("read");
     s.id = b.id;
-    rc = kvferry_put_segments(h, key, &s, 1, o, r);
-    return rc != 0 ? cli_failed(h, rc, "put %s", key) : 0;
+    if (j->push)
+        rc = kvferry_push_segments(h, key, &s, 1, &j->o, &j->pushed);
+    else
+        rc = kvferry_put_segments(h, key, &s, 1, &j->o.put, &j->put);
+    return rc != 0 ? cli_failed(h, rc, "%s %s", j->push ? "push" : "put", key)
+                   : 0;
 }
 
-static int put_bytes(struct kvferry *h, const char *key, int fd,
-                     const struct kvferry_put_options *o,
-                     struct kvferry_put_result *r)
+static int put_bytes(struct kvferry *h, const char *key, int fd, struct job *j)
 {
     size_t len = 0;
     void *p = read_all(fd, &len);
@@ -98,15 +108,33 @@ static int put_bytes(struct kvferry *h, const char *key, int fd,
 
     if (p == NULL)
         return io_error("read");
-    rc = kvferry_put(h, key, p, len, o, r);
+    if (j->push)
+        rc = kvferry_push(h, key, p, len, &j->o, &j->pushed);
+    else
+        rc = kvferry_put(h, key, p, len, &j->o.put, &j->put);
     free(p);
-    return rc != 0 ? cli_failed(h, rc, "put %s", key) : 0;
+    return rc != 0 ? cli_failed(h, rc, "%s %s", j->push ? "push" : "put", key)
+                   : 0;
+}
+
+static void tell(const char *key, const struct job *j)
+{
+    if (j->push)
+        printf("key=%s size=%llu gen=%llu transport=%s attempts=%u\n", key,
+               (unsigned long long)j->pushed.size,
+               (unsigned long long)j->pushed.generation, j->pushed.transport,
+               j->pushed.attempts);
+    else
+        printf("key=%s size=%llu gen=%llu source=%s:%u\n", key,
+               (unsigned long long)j->put.size,
+               (unsigned long long)j->put.generation,
+               j->put.metadata.source_host, j->put.metadata.source_port);
+    fflush(stdout);
 }
 
 static int put_file(struct kvferry *h, const char *key, const char *file,
-                    const struct kvferry_put_options *o)
+                    struct job *j)
 {
-    struct kvferry_put_result r = {0};
     struct kvferry_info info;
     struct stat st;
     int fd = strcmp(file, "-") == 0 ? STDIN_FILENO
@@ -118,20 +146,27 @@ static int put_file(struct kvferry *h, const char *key, const char *file,
     kvferry_info(h, &info);
     if (S_ISREG(st.st_mode) && (uint64_t)st.st_size > info.inline_max &&
         fd != STDIN_FILENO)
-        rc = put_in_place(h, key, fd, (uint64_t)st.st_size, o, &r);
+        rc = put_in_place(h, key, fd, (uint64_t)st.st_size, j);
     else
-        rc = put_bytes(h, key, fd, o, &r);
+        rc = put_bytes(h, key, fd, j);
     if (fd != STDIN_FILENO)
         close(fd);
     if (rc == 0)
-        printf("key=%s size=%llu gen=%llu source=%s:%u\n", key,
-               (unsigned long long)r.size, (unsigned long long)r.generation,
-               r.metadata.source_host, r.metadata.source_port);
-    fflush(stdout);
+        tell(key, j);
     return rc;
 }
 
-enum { P_TTL = 1, P_READERS, P_META, P_REJECT, P_CHECKSUM, P_WAIT };
+enum {
+    P_TTL = 1,
+    P_READERS,
+    P_META,
+    P_REJECT,
+    P_CHECKSUM,
+    P_WAIT,
+    P_TO,
+    P_TARGET,
+    P_TIMEOUT
+};
 
 static const struct option options[] = {
     {"ttl", required_argument, NULL, P_TTL},
@@ -140,11 +175,42 @@ static const struct option options[] = {
     {"reject", no_argument, NULL, P_REJECT},
     {"checksum", no_argument, NULL, P_CHECKSUM},
     {"wait-retired", no_argument, NULL, P_WAIT},
+    {"to", required_argument, NULL, P_TO},
+    {"target", required_argument, NULL, P_TARGET},
+    {"timeout", required_argument, NULL, P_TIMEOUT},
     {0},
 };
 
-static bool option(int code, struct kvferry_put_options *o)
+static bool push_option(int code, struct job *j)
 {
+    struct kvferry_target *to = &j->o.to;
+    uint32_t who[3] = {0};
+
+    if (code == P_TIMEOUT) {
+        if (!cli_ms(optarg, &j->o.timeout_ms))
+            return false;
+        if (j->o.timeout_ms == 0)
+            j->o.timeout_ms = KVFERRY_NO_TIMEOUT;
+        return true;
+    }
+    j->push = true;
+    if (code == P_TARGET) {
+        to->host = j->host;
+        return cli_host_port(optarg, j->host, sizeof j->host, &to->port);
+    }
+    to->to_fields = cli_worker(optarg, who);
+    to->stage = who[0];
+    to->rank = who[1];
+    to->replica = who[2];
+    return to->to_fields != 0;
+}
+
+static bool option(int code, struct job *j)
+{
+    struct kvferry_put_options *o = &j->o.put;
+
+    if (code >= P_TO)
+        return push_option(code, j);
     if (code == P_TTL)
         return cli_ms(optarg, &o->ttl_ms) && o->ttl_ms > 0;
     if (code == P_READERS) {
@@ -167,23 +233,28 @@ static bool option(int code, struct kvferry_put_options *o)
 
 int cli_put(struct cli *c, int argc, char **argv)
 {
-    struct kvferry_put_options o = {0};
+    struct job j = {.push = false};
     struct retired retired = {.done = false};
     struct kvferry *h;
     int code, rc;
 
     while ((code = cli_getopt(c, argc, argv, "", options)) != -1)
-        if (code == '?' || !option(code, &o))
+        if (code == '?' || !option(code, &j))
             return cli_usage(c, "bad option");
     if (argc - optind != 2)
         return cli_usage(c, "needs KEY and FILE");
+    if (j.push && j.o.put.notify)
+        return cli_usage(c, "--wait-retired: only the receiver's daemon knows "
+                            "when a push was read");
+    if (!j.push && j.o.timeout_ms != 0)
+        return cli_usage(c, "--timeout goes with --to or --target");
     c->on_event = on_event;
     c->event_user = &retired;
     rc = cli_open(c, 0, &h);
     if (rc != 0)
         return rc;
-    rc = put_file(h, argv[optind], argv[optind + 1], &o);
-    while (rc == 0 && o.notify && !retired.done) {
+    rc = put_file(h, argv[optind], argv[optind + 1], &j);
+    while (rc == 0 && j.o.put.notify && !retired.done) {
         kvferry_wait(h, 1000);
         if (!retired.done && kvferry_outstanding(h) == 0 &&
             (rc = kvferry_ping(h)) != 0)

@@ -14,7 +14,10 @@ static const struct cli_command commands[] = {
      "  --meta TEXT        opaque bytes for the reader\n"
      "  --reject           EXISTS if the key is there (default: replace)\n"
      "  --checksum         let readers verify the bytes\n"
-     "  --wait-retired     stay until it was read, or ended otherwise\n"},
+     "  --wait-retired     stay until it was read, or ended otherwise\n"
+     "  --to S[.R[.P]]     push: publish it at that worker's daemon\n"
+     "  --target HOST:PORT the same, by the daemon's metadata port\n"
+     "  --timeout TIME     for the whole push (0 = none)\n"},
     {"get", cli_get, "fetch a key into a file or to standard output",
      "get KEY [-o FILE|-]\n"
      "  -o, --output FILE  default: standard output\n"

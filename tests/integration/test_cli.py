@@ -204,6 +204,30 @@ def test_wait_retired(pair):
             event["readers_done"]) == ("retired", "k", "consumed", 1)
 
 
+@pytest.mark.parametrize("size", [5, 3 * MIB])
+def test_push(pair, tmp_path, size):
+    """The bytes lie at the other daemon: a get that may not wait has them."""
+    data = pattern(size, 9)
+    (tmp_path / "in").write_bytes(data)
+    for file in (tmp_path / "in", "-"):
+        p = at(pair.src, "put", "k", file, "--target", source(pair.dst),
+               "--timeout", "5s", input_=data)
+        assert re.fullmatch(rf"key=k size={size} gen=\d+ transport=\w+ "
+                            r"attempts=\d\n", p.text)
+        assert at(pair.dst, "get", "k", "--no-wait", "--source",
+                  source(pair.dst)).out == data
+        assert json.loads(at(pair.src, "ls", "--json").text) == []
+    pair.src.knows(pair.dst)
+    at(pair.src, "put", "k", tmp_path / "in", "--to", "1")
+    assert at(pair.dst, "get", "k", "--no-wait", "--source",
+              source(pair.dst)).out == data
+    at(pair.src, "put", "k", "-", "--to", "1", "--wait-retired", rc=USAGE)
+    at(pair.src, "put", "k", "-", "--timeout", "1s", rc=USAGE)
+    at(pair.src, "put", "k", "-", "--target", "nowhere", rc=USAGE)
+    at(pair.src, "put", "k", "-", "--target", "127.0.0.1:1", "--timeout",
+       "300ms", input_=b"x", rc=CODE["PEER_UNREACHABLE"])
+
+
 def test_file_errors(daemon, tmp_path):
     p = at(daemon, "put", "k", tmp_path / "none", rc=IO)
     assert "No such file" in p.err
