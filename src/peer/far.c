@@ -317,6 +317,8 @@ void kvf_peers_layout_end(void *arg, struct kvf_layout *l)
         kvf_peer_send(p, &m);
     }
     HASH_ITER (hh, ps->guests, g, next_guest) {
+        /* A publication that outlives its session is told anew, with keys. */
+        kvf_told_drop(&g->told_keys, l->number);
         if (!kvf_told_drop(&g->told, l->number) || !g->up)
             continue;
         kvf_peers_head(ps, &m, KVF_PEER_LAYOUT_GONE, &g->incarnation);
