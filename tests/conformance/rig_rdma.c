@@ -163,7 +163,7 @@ int rig_rdma_create(struct rig *r, struct kvf_transport **out,
                                  .queue = 64,
                                  .signal_every = 4,
                                  .spin_us = 50,
-                                 .connect_ms = 1000,
+                                 .connect_ms = 3000,
                                  .stall_ms = 300,
                                  /* more than one piece even here */
                                  .piece = MIB + 4096};
@@ -261,7 +261,7 @@ void rig_unregister(struct rig *r, const void *base)
 void rig_rdma_pull(struct rig *r, struct pull *p)
 {
     pull_start(p, &r->link);
-    rig_until(r, &p->calls, 5000);
+    rig_until(r, &p->calls, 15000);
     if (p->status != 0)
         fail_msg("%s", p->why.text);
     assert_memory_equal(p->mem, r->payload, r->size);

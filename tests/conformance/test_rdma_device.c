@@ -76,7 +76,7 @@ static void test_costs(void **state)
     (void)state;
     rig_open(&r, RIG_RDMA, 64 * MIB);
     pull_init(&p, &r, false);
-    rig_until(&r, &r.ups, 1000);
+    rig_until(&r, &r.ups, 10000);
     fake.signalled = fake.posted = fake.doorbells = 0;
     rig_rdma_pull(&r, &p);
     /* 64 chunks of 1 MiB; a piece is 4 KiB longer than that, and segments end
@@ -104,7 +104,7 @@ static void test_scatter_gather(void **state)
     kvf_rng_seed(&rng, 4);
     rig_open(&r, RIG_RDMA, 2 * MIB);
     pull_init_scattered(&p, &r, &rng, 6000);
-    rig_until(&r, &r.ups, 1000);
+    rig_until(&r, &r.ups, 10000);
     fake.posted = fake.sges = 0;
     rig_rdma_pull(&r, &p);
     /* The pieces lie one behind the other here: one for each work request. */

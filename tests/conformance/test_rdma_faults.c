@@ -41,7 +41,7 @@ static void resume(struct rig *r, struct pull *p)
 
 static void until_down(struct rig *r)
 {
-    rig_until(r, &r->downs, 5000);
+    rig_until(r, &r->downs, 10000);
     assert_int_equal(r->downs, 1);
 }
 
@@ -67,7 +67,7 @@ static void test_every_call(void **state)
             fake.fail_at[c] = at;
             fake.fail_errno = codes[at % 2];
             pull_start(&p, &r.link);
-            rig_until(&r, &p.calls, 6000);
+            rig_until(&r, &p.calls, 10000);
             if (p.status == 0)
                 assert_memory_equal(p.mem, r.payload, r.size);
             assert_quiet(&r, &p);
@@ -94,7 +94,7 @@ static void test_destroy_is_repeated(void **state)
     (void)state;
     rig_open(&r, RIG_RDMA, SIZE);
     pull_init(&p, &r, false);
-    rig_until(&r, &r.ups, 1000);
+    rig_until(&r, &r.ups, 10000);
     fake.hold = fake.hold_flush = true;
     pull_start(&p, &r.link);
     rig_turns(&r, 10);
@@ -103,7 +103,7 @@ static void test_destroy_is_repeated(void **state)
     kvf_link_close(&r.link);
     rig_turns(&r, 30);
     assert_int_equal(p.calls, 0);
-    rig_until(&r, &p.calls, 3000);
+    rig_until(&r, &p.calls, 10000);
     assert_int_equal(fake.fail_at[FAKE_destroy_qp], 0);
     fake.hold = fake.hold_flush = false;
     resume(&r, &p);
@@ -131,7 +131,7 @@ static void test_error_completions(void **state)
             fake.status = all[i];
             fake.status_at = at;
             pull_start(&p, &r.link);
-            rig_until(&r, &p.calls, 5000);
+            rig_until(&r, &p.calls, 10000);
             if (p.status != -KVF_TRANSPORT)
                 fail_msg("status %u at %u: %s", i, at, p.why.text);
             assert_int_equal(r.downs, 1);
@@ -155,12 +155,12 @@ static void test_silence(void **state)
 
         rig_open(&r, RIG_RDMA, SIZE);
         pull_init(&p, &r, false);
-        rig_until(&r, &r.ups, 1000);
+        rig_until(&r, &r.ups, 10000);
         fake.hold = true;
         fake.hold_flush = flush == 0;
         pull_start(&p, &r.link);
         until_down(&r);
-        rig_until(&r, &p.calls, 3000);
+        rig_until(&r, &p.calls, 10000);
         assert_non_null(strstr(p.why.text, "no completion"));
         assert_true(flush == 0 || fake.flushed > 0);
         assert_quiet(&r, &p);
@@ -180,7 +180,7 @@ static void test_cancel_in_silence(void **state)
     (void)state;
     rig_open(&r, RIG_RDMA, SIZE);
     pull_init(&p, &r, false);
-    rig_until(&r, &r.ups, 1000);
+    rig_until(&r, &r.ups, 10000);
     fake.hold = true;
     pull_start(&p, &r.link);
     rig_turns(&r, 5);
@@ -189,7 +189,7 @@ static void test_cancel_in_silence(void **state)
     r.inside = false;
     rig_turns(&r, 5);
     assert_int_equal(p.calls, 0); /* not before it is quiet */
-    rig_until(&r, &p.calls, 2000);
+    rig_until(&r, &p.calls, 10000);
     assert_int_equal(p.status, -KVF_CANCELLED);
     assert_quiet(&r, &p);
     fake.hold = false;
@@ -229,12 +229,12 @@ static void test_expel(void **state)
 
         rig_open(&r, RIG_RDMA_LATE, 24 * MIB);
         pull_init(&p, &r, false);
-        rig_until(&r, &r.ups, 1000);
+        rig_until(&r, &r.ups, 10000);
         pull_start(&p, &r.link);
         rig_turns(&r, turns);
         assert_true(kvf_rdma_expel(r.owner, &r));
         reads = fake.reads;
-        rig_until(&r, &p.calls, 3000);
+        rig_until(&r, &p.calls, 10000);
         assert_int_equal(fake.reads, reads);
         if (p.status != 0)
             resume(&r, &p);
@@ -250,7 +250,7 @@ static void test_expel_refused(void **state)
 
     (void)state;
     rig_open(&r, RIG_RDMA, MIB);
-    rig_until(&r, &r.ups, 1000);
+    rig_until(&r, &r.ups, 10000);
     fake.fail_at[FAKE_destroy_qp] = 1;
     assert_false(kvf_rdma_expel(r.owner, &r));
     assert_true(kvf_rdma_expel(r.owner, &r));
@@ -273,16 +273,16 @@ static void test_write_needs_leave(void **state)
     memset(w.mem, 0x99, SIZE);
     rig_rdma_pull(&r, &p);
     pull_start(&w, &r.link);
-    rig_until(&r, &w.calls, 3000);
+    rig_until(&r, &w.calls, 10000);
     assert_true(w.status < 0);
     assert_memory_equal(r.payload, before, SIZE);
     rig_turns(&r, 20);
     assert_int_equal(r.rdma.closed, 1); /* the owner's device told it */
     relink(&r);
-    rig_until(&r, &r.ups, 1000);
+    rig_until(&r, &r.ups, 10000);
     assert_true(kvf_rdma_allow_write(r.owner, &r, true)); /* a living QP */
     pull_start(&w, &r.link);
-    rig_until(&r, &w.calls, 3000);
+    rig_until(&r, &w.calls, 10000);
     assert_int_equal(w.status, 0);
     assert_memory_equal(r.payload, w.mem, SIZE);
     pull_end(&p);
@@ -300,17 +300,17 @@ static void test_unregistered(void **state)
     (void)state;
     rig_open(&r, RIG_RDMA, SIZE);
     pull_init(&p, &r, false);
-    rig_until(&r, &r.ups, 1000);
+    rig_until(&r, &r.ups, 10000);
     rig_unregister(&r, p.mem);
     fake.posted = 0;
     pull_start(&p, &r.link);
-    rig_until(&r, &p.calls, 1000);
+    rig_until(&r, &p.calls, 10000);
     assert_int_equal(p.status, -KVF_UNSUPPORTED);
     assert_int_equal(fake.posted, 0);
     rig_register(&r, p.mem, r.size);
     r.segs[1].offset = r.size; /* behind the owner's pool */
     pull_start(&p, &r.link);
-    rig_until(&r, &p.calls, 1000);
+    rig_until(&r, &p.calls, 10000);
     assert_int_equal(p.status, -KVF_UNSUPPORTED);
     assert_int_equal(r.downs, 0);
     r.segs[1].offset = r.size / 3;
@@ -332,7 +332,7 @@ static void test_no_answer(void **state)
     r.rdma.lose_mail = true;
     pull_init(&p, &r, false);
     pull_start(&p, &r.link);
-    rig_until(&r, &p.calls, 3000);
+    rig_until(&r, &p.calls, 10000);
     assert_int_equal(p.status, -KVF_PEER_UNREACHABLE);
     assert_int_equal(r.ups, 0);
     r.rdma.lose_mail = false;
@@ -352,7 +352,7 @@ static void test_refused(void **state)
     pull_init(&p, &r, false);
     kvf_rdma_of(r.owner)->n_gid = 0;
     pull_start(&p, &r.link);
-    rig_until(&r, &p.calls, 1000);
+    rig_until(&r, &p.calls, 10000);
     assert_int_equal(p.status, -KVF_MISMATCH);
     assert_non_null(strstr(p.why.text, "no GID of the same kind"));
     assert_int_equal(r.rdma.refusals, 1);
@@ -376,7 +376,7 @@ static void test_port_down_and_up(void **state)
         rig_turns(&r, 1);
     fake.port.state = IBV_PORT_DOWN;
     fake_port_event(IBV_EVENT_PORT_ERR);
-    rig_until(&r, &p.calls, 3000);
+    rig_until(&r, &p.calls, 10000);
     assert_true(p.status < 0);
     assert_int_equal(r.downs, 1);
     kvf_link_close(&r.link);
@@ -397,7 +397,7 @@ static void test_gid_change(void **state)
     (void)state;
     rig_open(&r, RIG_RDMA, SIZE);
     pull_init(&p, &r, false);
-    rig_until(&r, &r.ups, 1000);
+    rig_until(&r, &r.ups, 10000);
     fake_port_event(IBV_EVENT_GID_CHANGE); /* of others */
     rig_turns(&r, 5);
     assert_int_equal(r.downs, 0);
@@ -424,7 +424,7 @@ static void test_qp_fatal(void **state)
         while (p.x.bytes_done == 0)
             rig_turns(&r, 1);
         assert_true(fake_qp_event(IBV_EVENT_QP_FATAL, posted != 0) > 0);
-        rig_until(&r, &p.calls, 3000);
+        rig_until(&r, &p.calls, 10000);
         assert_true(p.status < 0);
         assert_int_equal(r.rdma.closed, posted == 0);
         fake.late = 0;
@@ -448,7 +448,7 @@ static void test_device_fatal(void **state)
     pull_start(&p, &r.link);
     rig_turns(&r, 5);
     fake_port_event(IBV_EVENT_DEVICE_FATAL);
-    rig_until(&r, &p.calls, 3000);
+    rig_until(&r, &p.calls, 10000);
     assert_true(p.status < 0);
     kvf_link_close(&r.link);
     assert_int_equal(rig_link(&r, &r.link), -KVF_TRANSPORT);

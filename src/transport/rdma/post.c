@@ -20,6 +20,7 @@
 
 #define POST_NS (1200 * KVF_NS_PER_US) /* that one turn may spend posting */
 #define BURST_MIN (32ull << 10)        /* bytes; a multiple of it is posted */
+#define POST_RATE 20000ull /* ns that posting a MiB takes, to begin with */
 
 /* ---- what an op is made of -------------------------------------------------
  */
@@ -326,14 +327,14 @@ static void learn_burst(struct kvf_rdma *r, uint64_t bytes, uint64_t ns)
 
     if (bytes < BURST_MIN)
         return;
-    rate = ns * 1024 / bytes; /* for a KiB */
-    /* Slowly, and not at once by much: we may have been interrupted. */
-    if (r->post_rate != 0 && rate > 4 * r->post_rate)
+    rate = (ns << 20) / bytes;
+    /* Slowly, and not by much at once: we may have been interrupted. */
+    if (rate > 4 * r->post_rate)
         rate = 4 * r->post_rate;
-    r->post_rate = r->post_rate == 0 ? rate : (7 * r->post_rate + rate) / 8;
-    if (r->post_rate == 0)
-        r->post_rate = 1;
-    fits = POST_NS * 1024 / r->post_rate & ~(BURST_MIN - 1);
+    r->post_rate = (7 * r->post_rate + rate) / 8;
+    if (r->post_rate < POST_RATE)
+        r->post_rate = POST_RATE;
+    fits = ((uint64_t)POST_NS << 20) / r->post_rate & ~(BURST_MIN - 1);
     r->burst = fits < BURST_MIN ? BURST_MIN : fits;
     if (r->burst > r->conf.burst)
         r->burst = r->conf.burst;

@@ -90,6 +90,7 @@ int kvf_rdma_create(struct kvf_reactor *reactor, const struct kvf_verbs *v,
     r->hooks = hooks;
     r->hooks_arg = hooks_arg;
     r->next_id = r->next_gen = 1;
+    r->post_rate = 1;    /* rises to the least at the first post */
     r->scratch_used = 1; /* page 0 is everybody's */
     kvf_list_init(&r->memories);
     kvf_list_init(&r->jobs);

@@ -96,7 +96,7 @@ struct kvf_rdma {
     uint32_t next_gen;
     uint64_t last_completion;
     uint64_t burst;     /* bytes that a turn posts: conf.burst, or fewer */
-    uint64_t post_rate; /* ns that posting a KiB takes */
+    uint64_t post_rate; /* ns that posting a MiB takes */
     /* guest.c */
     struct kvf_list guests;
     void **writers; /* sessions that may write */
