@@ -140,6 +140,37 @@ static void test_small_registrations(void **state)
     rig_close(&r);
 }
 
+/* An engine unregisters memory and registers it again at once: the old pieces
+ * go while the new ones come. */
+static void test_registered_again(void **state)
+{
+    struct rig r;
+    struct pull p;
+    struct rig_local *l = &r.rdma.local[0];
+
+    (void)state;
+    rig_open(&r, RIG_RDMA, SIZE);
+    pull_init(&p, &r, false);
+    rig_until(&r, &r.ups, 1000);
+    for (unsigned i = 0; i < 3; i++) {
+        kvf_rdma_memory_drop(l->m);
+        l->m = kvf_rdma_memory_add(r.t, &l->map);
+    }
+    while (l->m->registered < SIZE || l->map.refs > 2)
+        rig_turns(&r, 1);
+    rig_rdma_pull(&r, &p);
+    rig_unregister(&r, p.mem);
+    assert_int_equal(kvf_rdma_of(r.t)->n_local, 0); /* nothing that is gone */
+    fake.posted = 0;
+    kvf_xfer_reset(&p.x);
+    pull_start(&p, &r.link);
+    rig_until(&r, &p.calls, 1000);
+    assert_int_equal(p.status, -KVF_UNSUPPORTED);
+    assert_int_equal(fake.posted + fake.misuses, 0);
+    pull_end(&p);
+    rig_close(&r);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -148,6 +179,7 @@ int main(void)
         cmocka_unit_test(test_costs),
         cmocka_unit_test(test_scatter_gather),
         cmocka_unit_test(test_small_registrations),
+        cmocka_unit_test(test_registered_again),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -73,6 +73,11 @@ static void local_remove(struct kvf_rdma *r, const struct kvf_rdma_mr *mr)
 {
     unsigned i = local_find(r, mr->base);
 
+    /* Memory that was registered again while its old pieces go is there twice,
+     * the new piece first. */
+    while (i < r->n_local && r->local[i].base <= mr->base &&
+           r->local[i].mr != mr->mr)
+        i++;
     if (i == r->n_local || r->local[i].mr != mr->mr)
         return;
     r->n_local--;
