@@ -94,6 +94,16 @@ static void on_up(struct kvf_peer_user *u)
         join(p);
 }
 
+static void on_down(struct kvf_peer_user *u, const struct kvf_why *why)
+{
+    struct kvf_pull *p = kvf_container_of(u, struct kvf_pull, meet_user);
+
+    /* Only a refusal is final while it is awaited; of a session that ends the
+     * question is denied. */
+    if (!p->joined && kvf_peer_state(p->meet) == KVF_PEER_REFUSED)
+        kvf_pull_fail(p, why);
+}
+
 /* All ranks must meet at one place that each can name: rank 0 of the sender. */
 int kvf_pull_join(struct kvf_pull *p, struct kvf_why *why)
 {
@@ -114,7 +124,12 @@ int kvf_pull_join(struct kvf_pull *p, struct kvf_why *why)
         ret = kvf_peer_at(p->ps->env.peers, host, port, &p->meet, why);
     if (ret < 0)
         return ret;
+    if (kvf_peer_state(p->meet) == KVF_PEER_REFUSED) {
+        *why = *kvf_peer_why(p->meet);
+        return -(int)why->status;
+    }
     p->meet_user.on_up = on_up;
+    p->meet_user.on_down = on_down;
     kvf_peer_join(p->meet, &p->meet_user);
     if (kvf_peer_state(p->meet) == KVF_PEER_UP)
         join(p);

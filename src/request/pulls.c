@@ -334,7 +334,12 @@ static void on_deadline(struct kvf_timer *t)
     uint64_t done = 0, all = 0;
     struct kvf_why why;
 
-    if (p->state == KVF_PULL_MEETING) {
+    if (p->state == KVF_PULL_MEETING && !p->joined) {
+        kvf_fail(&why, KVF_PEER_UNREACHABLE,
+                 "together: %s, where the ranks meet, was not reached within "
+                 "%llu ms: %.120s",
+                 kvf_peer_name(p->meet), ms, kvf_peer_why(p->meet)->text);
+    } else if (p->state == KVF_PULL_MEETING) {
         kvf_fail(&why, KVF_TIMEOUT,
                  "waited %llu ms for the other ranks of the group; ours had "
                  "all its bytes",

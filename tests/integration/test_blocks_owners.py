@@ -242,3 +242,22 @@ def test_a_layer_of_another_stage_with_an_unknown_kind(fleet):
     fields["layers"][theirs]["kind"] = "mamba"
     r = d.client.request("layout", **fields)
     assert r.status == "INVALID" and "E_LAYERS" in r["message"]
+
+
+def test_a_group_whose_meeting_point_is_not_there():
+    """Rank 0 of the sender has none of our bytes and is dead."""
+    f = Fleet(TCP)
+    try:
+        case = plain_case(2, 2, n=12)
+        senders, receivers = f.ranks(case)
+        for r in senders:
+            r.fill()
+        receivers[1].clear()
+        handle = senders[1].publish("r")
+        f.p[0].kill()
+        got = receivers[1].pull(handle=handle, timeout_ms=700,
+                                together={"name": "g", "size": 2})
+        assert got.status == "PEER_UNREACHABLE", dict(got)
+        assert "together" in got["message"]
+    finally:
+        f.close()
