@@ -64,6 +64,21 @@ def test_stress_leaves_nothing_behind(ab, seed):
     vm_daemon.settles(before, a, b)
 
 
+@pytest.mark.parametrize("size", [1, 100_003, 33 * MIB + 1])
+def test_what_is_pushed_is_there_for_a_local_get(guest, start, size):
+    """WRITE: nothing of the payload moves when it is asked for."""
+    a = start(guest, 0, {"peer 1.0": {"host": guest.addr,
+                                      "port": vm_daemon.PORT + 101}}).start()
+    b = start(guest, 1).start()
+    a.g.sh(f"head -c {size} /dev/urandom >/tmp/in")
+    a.ok("put --to 1 k /tmp/in")
+    a.wait_log(rf"KVF PUSH\].*size={size} transport={TRANSPORT} ")
+    assert b.get("k", "/tmp/out")["transport"] == "local"
+    a.g.sh("cmp /tmp/in /tmp/out")
+    vm_daemon.until(b.all_free, "all free")
+    vm_daemon.until(a.all_free, "all free")
+
+
 def warm(a, b):
     """A first get: the connection is there from now on."""
     a.g.sh("head -c 300000 /dev/urandom >/tmp/warm")
