@@ -103,8 +103,6 @@ int kvf_peer_together(struct kvf_peer *p, struct kvf_ask *a,
     if (!a->active)
         return 0;
     m.u.together.ask = a->id;
-    if (body->phase == KVF_TOGETHER_FAILED)
-        kvf_peer_ask_over(a);
     return p->state == KVF_PEER_UP ? kvf_peer_send(p, &m) : 0;
 }
 

@@ -213,8 +213,7 @@ void kvf_guest_on_together(struct kvf_guest *g,
     if (m == NULL)
         return; /* told meanwhile */
     if (b->phase == KVF_TOGETHER_FAILED) {
-        m->guest = NULL; /* it knows */
-        kvf_list_unlink(&m->guest_node);
+        /* Told like the others: it may wait to hear what was decided. */
         fail(t, m->id, (enum kvf_status)b->status, b->text);
         return;
     }

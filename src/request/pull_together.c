@@ -3,10 +3,13 @@
  * Happy path: JOIN before anything else, READY with the last byte, and the
  * verdict ends the wait. Failure modes: the group failed (its first cause);
  * the meeting point is lost (PEER_UNREACHABLE, and nobody can say what the
- * others were told); our own failure, which the group is told. */
+ * others were told); our own failure, which the group is told. After READY we
+ * may no longer fail alone: a cancel or deadline asks the place, and its word,
+ * which may be OK, is the answer. */
 #include "request/pulls_private.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 static void body_of(const struct kvf_pull *p, enum kvf_together phase,
@@ -38,8 +41,12 @@ static void on_verdict(struct kvf_ask *a, enum kvf_status status,
 
     if (p->state >= KVF_PULL_DRAINING)
         return;
+    p->told = true;
     if (status == KVF_OK && p->state == KVF_PULL_MEETING) {
         p->met = true;
+        p->status = KVF_OK; /* too late to leave */
+        free(p->text);
+        p->text = NULL;
         kvf_timer_cancel(p->ps->env.sched, &p->deadline);
         kvf_task_post(p->ps->env.sched, &p->task);
         return;
@@ -54,6 +61,7 @@ static void on_deny(struct kvf_ask *a, const struct kvf_why *why,
 {
     (void)generation;
     (void)size;
+    pull_of(a)->told = true;
     kvf_pull_fail(pull_of(a), why);
 }
 
@@ -67,6 +75,7 @@ static void on_again(struct kvf_ask *a)
              "together: the connection to %s was lost, and with it perhaps "
              "the verdict",
              kvf_peer_name(p->meet));
+    p->told = true;
     kvf_pull_fail(p, &why);
 }
 
@@ -154,4 +163,21 @@ void kvf_pull_leave(struct kvf_pull *p)
         return;
     body_of(p, KVF_TOGETHER_FAILED, &b);
     (void)kvf_peer_together(p->meet, &p->meet_ask, &b, NULL);
+}
+
+bool kvf_pull_ask_out(struct kvf_pull *p)
+{
+    struct kvf_sched *sched = p->ps->env.sched;
+
+    if (p->state != KVF_PULL_MEETING || !p->joined || p->told ||
+        !p->meet_ask.active || kvf_peer_state(p->meet) != KVF_PEER_UP)
+        return false;
+    if (p->leaving)
+        return kvf_timer_armed(&p->deadline); /* it did not answer */
+    p->leaving = true;
+    kvf_pull_leave(p);
+    kvf_timer_set(sched, &p->deadline,
+                  sched->now_ns +
+                      p->ps->env.conf->peer_timeout_ms * KVF_NS_PER_MS);
+    return true;
 }

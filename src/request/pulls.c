@@ -58,6 +58,7 @@ static void pull_free(struct kvf_pull *p)
     kvf_timer_cancel(sched, &p->pause);
     kvf_task_cancel(&p->task);
     kvf_peer_leave(&p->user);
+    kvf_peer_unask(&p->meet_ask);
     kvf_peer_leave(&p->meet_user);
     free(p->together_name);
     kvf_edge_leave(&p->edge);
@@ -273,7 +274,7 @@ void kvf_pull_fail(struct kvf_pull *p, const struct kvf_why *why)
     struct kvf_sched *sched = p->ps->env.sched;
 
     kvf_pull_because(p, why->status, "%s", why->text);
-    if (p->state >= KVF_PULL_DRAINING)
+    if (p->state >= KVF_PULL_DRAINING || kvf_pull_ask_out(p))
         return;
     p->state = KVF_PULL_DRAINING;
     kvf_timer_cancel(sched, &p->deadline);
@@ -316,12 +317,14 @@ static void on_task(struct kvf_task *t)
     if (p->state == KVF_PULL_DRAINING) {
         if (quiet(p)) /* it may have been posted for something else */
             answer_failure(p);
+    } else if (p->met) {
+        finish(p);
     } else if (p->stopping) {
         kvf_fail(&why, p->status, "%s", p->text != NULL ? p->text : "");
         kvf_pull_fail(p, &why);
     } else if (p->state == KVF_PULL_LOCATING) {
         kvf_pull_begin(p);
-    } else if (p->state == KVF_PULL_MOVING || p->met) {
+    } else if (p->state == KVF_PULL_MOVING) {
         finish(p);
     }
 }

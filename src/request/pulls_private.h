@@ -98,6 +98,7 @@ struct kvf_pull {
     struct kvf_peer_user meet_user;
     struct kvf_ask meet_ask;
     bool joined, met;
+    bool leaving, told; /* asked to be let go; the place has said its last */
 
     struct kvf_timer deadline;
     struct kvf_task task;
@@ -135,6 +136,9 @@ int kvf_pull_join(struct kvf_pull *p, struct kvf_why *why);
 void kvf_pull_ready(struct kvf_pull *p);
 /* The group is told that we failed, with our status and text. */
 void kvf_pull_leave(struct kvf_pull *p);
+/* We said READY: all may have been told OK already. True: the place was asked
+ * to let us go, and what it says (or its loss) ends the pull. */
+bool kvf_pull_ask_out(struct kvf_pull *p);
 /* pull_move.c */
 void kvf_pull_plan(struct kvf_pull *p);
 /* There is room on the edge now. */

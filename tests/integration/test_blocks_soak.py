@@ -150,6 +150,7 @@ class Slot:
         self.request = f"{self.name}-{self.turn}"
         senders, receivers = self.side("P"), self.side("D")
         todo = [lambda s=s: self.publish(s) for s in senders]
+        self.tied = len(receivers) > 1 and rng.random() < 0.5
         if mode == "missing":
             todo.pop(rng.randrange(len(todo)))
         self.published, self.asked = [], []
@@ -178,29 +179,47 @@ class Slot:
         self.published.append(s)
 
     def ask(self, r, mode):
+        more = {}
+        if self.tied:
+            more["together"] = {"name": self.request, "size": self.size["D"]}
         id_ = r.send_pull(request_id=self.request, from_={"stage": 0},
-                          timeout_ms=300 if mode == "missing" else 20000)
+                          timeout_ms=300 if mode == "missing" else
+                          2000 if self.tied else 20000,
+                          **more)
         self.asked.append((r, id_))
 
     LEGAL = {"plain": {"OK"}, "missing": {"OK", "TIMEOUT"}, "leave": {"OK"},
              "cancel": {"OK", "CANCELLED"},
              "fail": {"OK", "FAILED"}}
+    # What the leaver's pull ended with is what the others are told; one that
+    # left before it had joined is waited for.
+    TIED = {**LEGAL, "leave": {"OK", "CANCELLED", "TIMEOUT"},
+            "cancel": {"OK", "CANCELLED", "TIMEOUT"}}
 
     def finish(self, killed):
         """Collects what was started. After a kill anything that is no lie."""
-        self.frozen, failed = [], 0
+        self.frozen, failed, seen = [], 0, set()
+        legal = (self.TIED if self.tied else self.LEGAL)[self.mode]
         for r, id_ in self.asked:
             if not self.current(r):
                 assert killed
                 continue
-            got = r.client.recv(id_)
+            try:
+                got = r.client.recv(id_)
+            except kvf.NoReply:
+                raise AssertionError(f"no reply: {self.request} {self.mode} "
+                                     f"tied={self.tied} rank {r.rank}") \
+                    from None
+            seen.add(got.status)
             if got.status == "OK":
                 r.check_bytes(self.salt, f"{self.request} rank {r.rank}")
             else:
                 failed += 1
                 self.frozen.append((r, r.snapshot()))
-                assert killed or got.status in self.LEGAL[self.mode], \
-                    (self.mode, dict(got))
+                assert killed or got.status in legal, (self.mode, dict(got))
+        # All of them, or none.
+        assert killed or not self.tied or "OK" not in seen or len(seen) == 1, \
+            (self.mode, seen)
         for s in self.published:
             if self.current(s):
                 self.retire(s, killed)
