@@ -278,8 +278,14 @@ static void test_write_needs_leave(void **state)
     assert_memory_equal(r.payload, before, SIZE);
     rig_turns(&r, 20);
     assert_int_equal(r.rdma.closed, 1); /* the owner's device told it */
+    r.ups = 0;
     relink(&r);
     rig_until(&r, &r.ups, 10000);
+    fake.fail_at[FAKE_modify_qp] = 1;
+    fake.fail_errno = EIO;
+    assert_false(kvf_rdma_allow_write(r.owner, &r, true));
+    assert_int_equal(kvf_rdma_of(r.owner)->n_writers, 0);
+    fake.fail_at[FAKE_modify_qp] = 0;
     assert_true(kvf_rdma_allow_write(r.owner, &r, true)); /* a living QP */
     pull_start(&w, &r.link);
     rig_until(&r, &w.calls, 10000);

@@ -250,6 +250,8 @@ bool kvf_rdma_allow_write(struct kvf_transport *t, void *session, bool on)
         if (g->session == session && g->step > 1)
             ok &= kvf_rdma_qp_access(r, &g->qp, access_of(r, session)) == 0;
     }
+    if (on && !ok) /* the caller does without: nor may its next QP */
+        r->writers[writer_at(r, session)] = r->writers[--r->n_writers];
     return ok;
 }
 

@@ -221,7 +221,7 @@ static int add_wr(struct kvf_rdma_link *l, struct chain *c,
     wr = wr_new(l, c, &key, op->write);
     pos = p.pos;
     do {
-        struct ibv_sge *last = &r->sge[c->n_sge - 1];
+        struct ibv_sge *last = c->n_sge > 0 ? &r->sge[c->n_sge - 1] : r->sge;
         uint64_t rest, n = p.length < key.length ? p.length : key.length;
         const struct kvf_rdma_mr *mr = kvf_rdma_local(r, p.local, &rest);
 
