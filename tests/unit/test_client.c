@@ -111,7 +111,7 @@ static void test_status_and_text_of_a_failure(void **state)
 
 static void test_silent_daemon_is_reported_and_tidied(void **state)
 {
-    struct kvferry *h = opened(40);
+    struct kvferry *h = opened(300);
 
     (void)state;
     fake.silent = true;
@@ -126,7 +126,7 @@ static void test_silent_daemon_is_reported_and_tidied(void **state)
 static void test_get_without_deadline_is_guarded(void **state)
 {
     struct kvferry_get_options o = {.timeout_ms = KVFERRY_NO_TIMEOUT};
-    struct kvferry *h = opened(40);
+    struct kvferry *h = opened(300);
     struct kvferry_payload *p;
 
     (void)state;
@@ -271,7 +271,7 @@ static void test_requests_wait_for_the_new_session(void **state)
 
 static void test_what_waits_is_cancelled_by_close(void **state)
 {
-    struct kvferry *h = opened(200);
+    struct kvferry *h = opened(1000);
     struct seen lost = {0}, ping = {0}, late = {0};
 
     (void)state;

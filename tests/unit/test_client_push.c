@@ -208,7 +208,7 @@ static void test_push_of_segments_keeps_them(void **state)
 /* Past its own deadline it is the daemon that is late, not the push. */
 static void test_push_waits_for_its_deadline(void **state)
 {
-    struct kvferry *h = opened(40, NULL);
+    struct kvferry *h = opened(300, NULL);
     struct kvferry_push_options o = {.to = {.to_fields = 1, .stage = 1},
                                      .timeout_ms = 60};
 
@@ -314,7 +314,7 @@ static void test_window_failures(void **state)
 /* Exposed by a daemon that answers too late: nobody would ever unexpose it. */
 static void test_late_window_is_given_back(void **state)
 {
-    struct kvferry *h = opened(40, NULL);
+    struct kvferry *h = opened(300, NULL);
     struct kvferry_window win = {.id = 77};
 
     (void)state;
