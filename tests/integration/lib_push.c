@@ -222,7 +222,7 @@ static void region(void)
     struct kvferry_buffer buf;
     uint64_t id;
     uint8_t *mem;
-    int fd = memfd_create("lib_push", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    int fd = memfd_create("lib_push", MFD_CLOEXEC | MFD_ALLOW_SEALING), rc;
 
     CHECK(fd >= 0 && ftruncate(fd, 65536) == 0);
     CHECK(fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK) == 0);
@@ -238,7 +238,11 @@ static void region(void)
     OK(a, kvferry_write(a, "mem", 64536, &seg, 1, &o, NULL));
     CHECK(same(mem + 64536, 1000, 9));
     OK(b, kvferry_unexpose(b, win.id));
-    OK(b, kvferry_unregister(b, id));
+    /* Busy until the writer's daemon has said that it is done there. */
+    for (int i = 0; (rc = kvferry_unregister(b, id)) == -KVF_BUSY && i < 1000;
+         i++)
+        CHECK(usleep(5000) == 0);
+    OK(b, rc);
     kvferry_close(a);
     kvferry_close(b);
     munmap(mem, 65536);
