@@ -143,6 +143,9 @@ def short(rng, c, w, kind):
         d_size = c["D"]["bs"] * c["D"]["ppl"]
         if not attn_group(c, g) or not d_ids or d_first * d_size >= c["n"]:
             continue
+        group, window = c["groups"][g]
+        if group == "swa" and window < 2:
+            continue  # wants no token: nothing is too short
         keep = (c["n"] - 1) // size - first
         if keep < (1 if w == "D" else 0):
             continue
