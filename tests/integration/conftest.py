@@ -17,7 +17,7 @@ LIMIT = 60  # seconds a test may take; `slow` ones get four times that
 def pytest_configure(config):
     config.addinivalue_line("markers", "slow: takes more than some seconds")
     config.addinivalue_line(
-        "markers", "release_only: measures, so not on a sanitized build")
+        "markers", "release_only: measures, or preloads: not on a sanitized build")
 
 
 def pytest_sessionstart(session):

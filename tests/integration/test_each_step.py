@@ -17,8 +17,8 @@ STEPS = ["accepted -> connecting", "connecting -> asking",
          "asking -> claimed", "claimed -> pulling", "pulling -> done"]
 SIZES = {"shm": 8 * MIB, "tcp": 8 * MIB, "eager": 1000}
 
-pytestmark = pytest.mark.skipif(
-    SLOW != 1, reason="a sanitizer's runtime must be the first preloaded")
+pytestmark = [pytest.mark.release_only, pytest.mark.skipif(
+    SLOW != 1, reason="a sanitizer's runtime must be the first preloaded")]
 
 
 def conf(how):

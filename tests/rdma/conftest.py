@@ -24,7 +24,7 @@ def pytest_configure(config):
     config.addinivalue_line(
         "markers", "slow: takes long; left out on the sanitized build")
     config.addinivalue_line(
-        "markers", "release_only: measures, so not on a sanitized build")
+        "markers", "release_only: measures, or preloads: not on a sanitized build")
 
 
 def files():
