@@ -17,8 +17,9 @@ void kvf_move_on_lost(struct kvf_grant *g, const struct kvf_why *why)
     switch ((unsigned)m->m.state) {
     case KVF_MOVE_MOVING:
         /* Unexposed: the owner waits for us to let go. Otherwise the transfer
-         * ends by itself and finds it lost. */
-        if (g->revoked && m->kind != KVF_MOVE_PUSH)
+         * ends by itself and finds it lost. An access kept from before may have
+         * ended before this request came: the owner is asked. */
+        if (g->revoked && m->kind != KVF_MOVE_PUSH && !m->from_idle)
             kvf_move_stop(m, why);
         else if (g->revoked)
             kvf_xfer_cancel(&m->xfer);
@@ -76,12 +77,28 @@ static void await_verdict(struct kvf_move *m)
         m->m.attempts = m->m.max_attempts - 1;
 }
 
+/* An access that was kept from before is not there any more: that was no
+ * attempt at what is there now. */
+static bool kept_too_long(struct kvf_move *m, const struct kvf_why *why)
+{
+    if (!m->from_idle || m->grant == NULL || !m->grant->lost)
+        return false;
+    m->from_idle = false;
+    m->m.attempts = 0;
+    free(m->cause);
+    m->cause = strdup(why->text);
+    kvf_move_feed(m, KVF_MOVE_EV_LOST);
+    return true;
+}
+
 /* From inside MOVING: the attempt is over and memory is quiet. */
 static void broken(struct kvf_move *m, const struct kvf_why *why)
 {
     const struct kvf_conf *c = m->ms->env.conf;
     bool peer_up = m->peer == NULL || kvf_peer_state(m->peer) == KVF_PEER_UP;
 
+    if (peer_up && kept_too_long(m, why))
+        return;
     if (!peer_up) {
         kvf_move_because(m, kvf_peer_why(m->peer)->status, "%s",
                          kvf_peer_why(m->peer)->text);
