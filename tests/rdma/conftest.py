@@ -93,7 +93,7 @@ def finish(failed, made, guests):
     for d in made:
         try:
             if failed:
-                print(f"--- log of stage {d.stage}\n{d.log()[-6000:]}")
+                print(f"--- log of stage {d.stage}.{d.rank}\n{d.log()[-6000:]}")
             else:
                 d.end()
         except Exception as e:  # the others must be ended, too
@@ -101,8 +101,9 @@ def finish(failed, made, guests):
     for g in guests:
         try:
             # Whatever is left; all of it is inside the guest.
-            g.run("killall -9 kvferryd kvferry load; while pidof kvferryd; do "
-                  "sleep 0.05; done; rm -rf /tmp/* /run/*", 20)
+            g.run("killall -9 kvferryd kvferry load blocks; "
+                  "while pidof kvferryd; do sleep 0.05; done; "
+                  "rm -rf /tmp/* /run/*", 20)
             if not failed and not errors:
                 assert vm_daemon.verbs_objects(g) == g.idle_objects
         except Exception as e:
@@ -113,13 +114,13 @@ def finish(failed, made, guests):
 
 @pytest.fixture
 def start(request):
-    """Makes daemons: start(guest, stage, conf)."""
+    """Makes daemons: start(guest, stage, conf, rank=...)."""
     made, guests = [], []
 
     def make(g, stage, conf=None, **kw):
         if not hasattr(g, "idle_objects"):
             g.idle_objects = vm_daemon.verbs_objects(g)
-        d = vm_daemon.Daemon(g, stage, conf, start=False)
+        d = vm_daemon.Daemon(g, stage, conf, start=False, **kw)
         if g not in guests:
             guests.append(g)
         made.append(d)

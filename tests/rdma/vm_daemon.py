@@ -23,7 +23,7 @@ TRANSPORT = os.environ.get("KVF_GUEST_TRANSPORT", "rdma")
 ENV = ("export ASAN_OPTIONS=detect_leaks=1:exitcode=23:abort_on_error=0 "
        "LSAN_OPTIONS=exitcode=23 "
        "UBSAN_OPTIONS=halt_on_error=1:exitcode=23:print_stacktrace=1\n")
-PORT = 6900  # + 100 + stage: the port rule
+PORT = 6900  # + 100 + 16 * rank + stage: the port rule
 
 
 def until(check, what, seconds=20):
@@ -45,14 +45,14 @@ def verbs_objects(g):
 
 
 class Daemon:
-    def __init__(self, g, stage, conf=None, start=True):
-        self.g, self.stage = g, stage
-        self.endpoint = f"ipc:///run/e{stage}"
-        self.base = f"/tmp/d{stage}"
+    def __init__(self, g, stage, conf=None, start=True, rank=0):
+        self.g, self.stage, self.rank = g, stage, rank
+        self.endpoint = f"ipc:///run/e{stage}.{rank}"
+        self.base = f"/tmp/d{stage}.{rank}"
         self.runs = 0
         self.pid = None
         self.conf = merge({
-            "worker": {"cluster": "vm", "stage": stage,
+            "worker": {"cluster": "vm", "stage": stage, "rank": rank,
                        "engine_endpoint": self.endpoint},
             "connector": {"host": g.addr, "zmq_port": PORT,
                           "protocol": TRANSPORT, "memory_pool_size": "96MiB",
@@ -63,8 +63,9 @@ class Daemon:
             self.start()
 
     def knows(self, other):
-        self.conf[f"peer {other.stage}.0"] = {
-            "host": other.g.addr, "port": PORT + 100 + other.stage}
+        self.conf[f"peer {other.stage}.{other.rank}"] = {
+            "host": other.g.addr,
+            "port": PORT + 100 + 16 * other.rank + other.stage}
         return self
 
     # ---- its life -----------------------------------------------------------
