@@ -43,40 +43,6 @@ static char *read_all(FILE *f, size_t *len)
     return p;
 }
 
-int cli_plan_descs(const struct kvf_plan *plan, struct kvf_desc **out,
-                   size_t *n, struct kvf_refusal *no)
-{
-    struct kvf_plan_iter it;
-    size_t cap = 4096;
-    struct kvf_desc *v = malloc(cap * sizeof *v);
-
-    *n = 0;
-    kvf_plan_begin(&it, plan);
-    while (v != NULL) {
-        size_t got = kvf_plan_next(&it, v + *n, cap - *n);
-        struct kvf_desc *more;
-
-        if (got == 0)
-            break;
-        *n += got;
-        if (*n < cap)
-            continue;
-        more = realloc(v, 2 * cap * sizeof *v);
-        if (more == NULL) {
-            free(v);
-            v = NULL;
-            break;
-        }
-        v = more;
-        cap *= 2;
-    }
-    if (v == NULL)
-        return kvf_refuse(no, KVF_E_MEMORY, "no memory for the descriptors");
-    *out = v;
-    return 0;
-}
-
-/* The reads of one D rank. */
 static int print_reads(const struct kvf_template *t, struct kvf_plan *plan,
                        const struct kvf_request *r, FILE *out,
                        struct kvf_refusal *no)

@@ -5,15 +5,6 @@
  * Failure modes: the daemon's word, which may be the receiver's. */
 #include "client.h"
 
-void kvfc_req_target(struct kvfc_req *q, const struct kvferry_target *to)
-{
-    if (to->to_fields != 0)
-        kvfc_req_worker(q, "to", to->to_fields, to->stage, to->rank,
-                        to->replica);
-    else if (to->host != NULL)
-        kvfc_req_place(q, "target", to->host, to->port);
-}
-
 void kvfc_transfer(const struct kvfc_reply *r, struct kvferry_transfer *out)
 {
     uint64_t attempts = 0;

@@ -137,6 +137,15 @@ int kvfc_req_send(struct kvfc_req *q, uint64_t timeout_ms, uint64_t *ticket)
     return kvfc_req_send_with(q, NULL, 0, timeout_ms, ticket);
 }
 
+void kvfc_req_target(struct kvfc_req *q, const struct kvferry_target *to)
+{
+    if (to->to_fields != 0)
+        kvfc_req_worker(q, "to", to->to_fields, to->stage, to->rank,
+                        to->replica);
+    else if (to->host != NULL)
+        kvfc_req_place(q, "target", to->host, to->port);
+}
+
 /* ---- waiting ------------------------------------------------------------ */
 
 void kvfc_waiter_done(struct kvferry *h, void *user,

@@ -1,5 +1,6 @@
-/* Forms of hosts and endpoints, checked without asking the network: what passes
- * here may still not exist, what fails can never work. */
+/* Forms of text: numbers, names, hosts and endpoints, checked without asking
+ * the network: what passes here may still not exist, what fails can never work.
+ */
 #include "conf/conf_table.h"
 
 #include <arpa/inet.h>
@@ -8,6 +9,29 @@
 #define HOST_LETTERS                                                           \
     "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789.-"
 #define IPC_PATH_MAX 107 /* of sun_path, without its NUL */
+
+int kvf_parse_u64(const char *text, uint64_t *out)
+{
+    uint64_t v = 0;
+
+    if (*text == '\0')
+        return -(int)KVF_INVALID;
+    for (; *text != '\0'; text++) {
+        if (*text < '0' || *text > '9' || __builtin_mul_overflow(v, 10, &v) ||
+            __builtin_add_overflow(v, (uint64_t)(*text - '0'), &v))
+            return -(int)KVF_INVALID;
+    }
+    *out = v;
+    return 0;
+}
+
+bool kvf_name_valid(const char *text, size_t cap)
+{
+    size_t n = strspn(text, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuv"
+                            "wxyz0123456789_.-");
+
+    return n != 0 && text[n] == '\0' && n < cap;
+}
 
 /* An address; one of IPv6 may name its interface (fe80::1%eth0). */
 static bool numeric(const char *text)

@@ -6,21 +6,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-int kvf_parse_u64(const char *text, uint64_t *out)
-{
-    uint64_t v = 0;
-
-    if (*text == '\0')
-        return -(int)KVF_INVALID;
-    for (; *text != '\0'; text++) {
-        if (*text < '0' || *text > '9' || __builtin_mul_overflow(v, 10, &v) ||
-            __builtin_add_overflow(v, (uint64_t)(*text - '0'), &v))
-            return -(int)KVF_INVALID;
-    }
-    *out = v;
-    return 0;
-}
-
 struct unit {
     const char *name;
     uint64_t factor;
@@ -69,14 +54,6 @@ int kvf_parse_duration_ms(const char *text, uint64_t *out)
                                         {"h", 3600000}, {NULL, 0}};
 
     return parse_units(text, units, out);
-}
-
-bool kvf_name_valid(const char *text, size_t cap)
-{
-    size_t n = strspn(text, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuv"
-                            "wxyz0123456789_.-");
-
-    return n != 0 && text[n] == '\0' && n < cap;
 }
 
 static const char *const protocols[] = {"shm", "tcp", "rdma"};

@@ -41,6 +41,8 @@ int kvf_field_timeout(const msgpack_object *map, bool *has, uint64_t *ms,
 int kvf_field_worker(const msgpack_object *map, const char *name,
                      struct kvf_from *out, struct kvf_why *why);
 
+/* engine_put.c */
+int kvf_put_read(struct kvf_req *r, struct kvf_why *why);
 /* The fields of a put, also inside a push. *composed: the key was made of
  * request_id, from and to. */
 int kvf_put_fields(struct kvf_req *r, struct kvf_req_put *p, bool *composed,
