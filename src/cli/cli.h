@@ -32,6 +32,10 @@ struct cli_command {
     const char *help;
 };
 
+/* The options that every subcommand has, in words. */
+extern const char cli_common_help[];
+/* A help text and those options, on standard output. */
+void cli_explain(const char *help);
 /* getopt_long with the common options handled inside. Returns the code of an
  * own option, -1 at the end, or '?' after a message (return CLI_USAGE then).
  * `--help` prints and exits. */

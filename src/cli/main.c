@@ -100,14 +100,6 @@ static const struct cli_command commands[] = {
 };
 #define N_COMMANDS (sizeof commands / sizeof commands[0])
 
-static const char common_help[] =
-    "Which daemon:\n"
-    "  --endpoint E       its engine endpoint (ipc://..., tcp://...)\n"
-    "  --config FILE      take the endpoint from its configuration\n"
-    "  --cluster C --stage S --rank R --replica P\n"
-    "                     the default endpoint of that worker\n"
-    "  --answer TIME      how long the daemon may take (default 5s)\n";
-
 static void usage(FILE *out)
 {
     fprintf(out, "usage: kvferry SUBCOMMAND [OPTIONS] ...\n\n");
@@ -117,7 +109,7 @@ static void usage(FILE *out)
             "\n%s\n`kvferry help SUBCOMMAND` tells more. Exit status: 0, the "
             "number of the\nfailed request's status, 64 for a wrong command "
             "line, 74 for a file error.\n",
-            common_help);
+            cli_common_help);
 }
 
 static const struct cli_command *find(const char *name)
@@ -126,11 +118,6 @@ static const struct cli_command *find(const char *name)
         if (strcmp(commands[i].name, name) == 0)
             return &commands[i];
     return NULL;
-}
-
-static void explain(const char *help)
-{
-    printf("usage: kvferry %s\n%s", help, common_help);
 }
 
 static int cli_help(struct cli *c, int argc, char **argv)
@@ -144,7 +131,7 @@ static int cli_help(struct cli *c, int argc, char **argv)
     cmd = find(argv[1]);
     if (cmd == NULL || argc > 2)
         return cli_usage(c, "no subcommand %s", argv[argc - 1]);
-    explain(cmd->help);
+    cli_explain(cmd->help);
     return 0;
 }
 
@@ -154,97 +141,6 @@ int cli_version(struct cli *c, int argc, char **argv)
         return CLI_USAGE;
     printf("kvferry %s\n", kvferry_version());
     return 0;
-}
-
-enum {
-    O_ENDPOINT = 1000,
-    O_CONFIG,
-    O_CLUSTER,
-    O_STAGE,
-    O_RANK,
-    O_REPLICA,
-    O_ANSWER,
-    O_HELP
-};
-
-static const struct option common[] = {
-    {"endpoint", required_argument, NULL, O_ENDPOINT},
-    {"config", required_argument, NULL, O_CONFIG},
-    {"cluster", required_argument, NULL, O_CLUSTER},
-    {"stage", required_argument, NULL, O_STAGE},
-    {"rank", required_argument, NULL, O_RANK},
-    {"replica", required_argument, NULL, O_REPLICA},
-    {"answer", required_argument, NULL, O_ANSWER},
-    {"help", no_argument, NULL, O_HELP},
-};
-#define N_COMMON (sizeof common / sizeof common[0])
-
-static bool common_option(struct cli *c, int code, const char *arg)
-{
-    uint64_t v = 0;
-
-    switch (code) {
-    case O_ENDPOINT:
-        c->endpoint = arg;
-        return true;
-    case O_CONFIG:
-        c->config = arg;
-        return true;
-    case O_CLUSTER:
-        c->cluster = arg;
-        return true;
-    case O_STAGE:
-    case O_RANK:
-    case O_REPLICA:
-        if (!cli_u64(arg, 1023, &v))
-            return false;
-        *(code == O_STAGE  ? &c->stage
-          : code == O_RANK ? &c->rank
-                           : &c->replica) = (uint32_t)v;
-        return true;
-    case O_ANSWER:
-        if (!cli_ms(arg, &v) || v == 0 || v > UINT32_MAX)
-            return false;
-        c->timeout_ms = (uint32_t)v;
-        return true;
-    default:
-        return false;
-    }
-}
-
-int cli_getopt(struct cli *c, int argc, char **argv, const char *shorts,
-               const struct option *own)
-{
-    struct option all[64] = {{0}};
-    unsigned n = 0;
-
-    for (; own != NULL && own[n].name != NULL && n < 64 - N_COMMON - 1; n++)
-        all[n] = own[n];
-    memcpy(all + n, common, sizeof common);
-    for (;;) {
-        int code = getopt_long(argc, argv, shorts, all, NULL);
-
-        if (code < 1000)
-            return code;
-        if (code == O_HELP) {
-            explain(c->help);
-            exit(0);
-        }
-        if (!common_option(c, code, optarg)) {
-            cli_usage(c, "bad value %s", optarg);
-            return '?';
-        }
-    }
-}
-
-int cli_no_arguments(struct cli *c, int argc, char **argv)
-{
-    int code;
-
-    while ((code = cli_getopt(c, argc, argv, "", NULL)) != -1)
-        if (code == '?')
-            return CLI_USAGE;
-    return optind == argc ? 0 : cli_usage(c, "takes no argument");
 }
 
 int main(int argc, char **argv)
