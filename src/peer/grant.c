@@ -140,6 +140,17 @@ void kvf_grant_abort(struct kvf_grant *g)
     grant_end(g, false);
 }
 
+void kvf_grant_give_back(struct kvf_grant *g)
+{
+    g->lost = true;
+    if (g->priv == NULL)
+        return;
+    end_claim(g->peer, g->remote.claim, &g->remote.token, false);
+    HASH_DEL(g->priv->peer->grants, g->priv);
+    free(g->priv);
+    g->priv = NULL;
+}
+
 /* ---- losing ---------------------------------------------------------------
  */
 
@@ -365,6 +376,7 @@ static struct kvf_grant *grant_new(struct kvf_peer *p, bool write,
         g->remote.n_segs = g->remote.segs != NULL ? m->n_segs : 0;
         g->rdma = g->remote.segs != NULL && register_segments(m, g);
     }
+    g->rdma_soon = m->rdma_soon && !g->shm && p->has_rdma;
     gp->g = g;
     gp->peer = p;
     gp->claim = m->claim;

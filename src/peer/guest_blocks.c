@@ -217,6 +217,7 @@ static void grant(struct kvf_guest_ask *a, struct kvf_claim *c)
         .minted = p->minted,
         .shm = c->shm,
         .rdma = c->rdma,
+        .rdma_soon = !c->shm && !c->rdma && kvf_guest_rdma_soon(g, p->layout),
         .n_groups = side->n_groups,
         .ids = p->ids,
     };

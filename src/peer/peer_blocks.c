@@ -191,6 +191,7 @@ static struct kvf_grant *grant_new(struct kvf_peer *p,
     g->remote.token = b->token;
     g->shm = b->shm && map_regions(p, g);
     g->rdma = !g->shm && b->rdma && kvf_peer_rdma_regions(p, g);
+    g->rdma_soon = !g->shm && b->rdma_soon && p->has_rdma;
     return g;
 }
 

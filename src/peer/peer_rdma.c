@@ -42,6 +42,7 @@ static void on_up(struct kvf_link *link)
     p->rdma_up_ns = p->ps->env.sched->now_ns;
     kvf_log(KVF_LOG_INFO, "KVF RDMA", "%s up addr=%s device=%s", p->name,
             p->addr, kvf_rdma_describe(p->ps->env.rdma));
+    kvf_peer_await_tell(p, true);
 }
 
 static void failed(struct kvf_peer *p, const struct kvf_why *why)
@@ -63,6 +64,8 @@ static void failed(struct kvf_peer *p, const struct kvf_why *why)
     kvf_log(KVF_LOG_WARN, "KVF RDMA", "%s down addr=%s again_ms=%llu: %s",
             p->name, p->addr, (unsigned long long)(pause / KVF_NS_PER_MS),
             why->text);
+    p->rdma_why = *why;
+    kvf_peer_await_tell(p, false);
 }
 
 static void on_down(struct kvf_link *link, const struct kvf_why *why)
@@ -76,6 +79,7 @@ void kvf_peer_rdma_init(struct kvf_peer *p)
     p->rdma.owner = p;
     p->rdma.on_up = on_up;
     p->rdma.on_down = on_down;
+    kvf_peer_await_init(p);
 }
 
 static int open_link(struct kvf_peer *p, struct kvf_why *why)
@@ -111,6 +115,13 @@ static bool preferred(const struct kvf_peer *p)
     return false;
 }
 
+/* It cannot come any more. */
+static void stopped(struct kvf_peer *p)
+{
+    kvf_fail(&p->rdma_why, KVF_TRANSPORT, "%s offers no rdma now", p->name);
+    kvf_peer_await_tell(p, false);
+}
+
 void kvf_peer_rdma_start(struct kvf_peer *p, bool offered)
 {
     bool idle =
@@ -118,6 +129,8 @@ void kvf_peer_rdma_start(struct kvf_peer *p, bool offered)
     struct kvf_why why;
 
     p->has_rdma = offered && p->ps->env.rdma != NULL;
+    if (!p->has_rdma)
+        stopped(p);
     if (p->has_rdma && idle && preferred(p) &&
         p->ps->env.sched->now_ns >= p->rdma_again_ns)
         open_link(p, &why);
@@ -128,6 +141,15 @@ void kvf_peer_rdma_stop(struct kvf_peer *p)
     kvf_link_close(&p->rdma);
     p->has_rdma = false;
     p->rdma_up_ns = 0;
+    stopped(p);
+}
+
+void kvf_peer_rdma_again(struct kvf_peer *p)
+{
+    struct kvf_why why;
+
+    if (p->rdma.state == KVF_LINK_IDLE || p->rdma.state == KVF_LINK_DOWN)
+        open_link(p, &why); /* those who wait hear of a failure */
 }
 
 struct kvf_link *kvf_peer_rdma_link(struct kvf_peer *p, struct kvf_why *why)
@@ -336,6 +358,41 @@ bool kvf_guest_rdma_expel(struct kvf_guest *g)
            (kvf_rdma_allow_write(rdma, g, false), kvf_rdma_expel(rdma, g));
 }
 
+/* ---- what may yet be ------------------------------------------------------
+ */
+
+/* Of regions whose keys could not be told: will they be, soon? */
+struct outlook {
+    bool accepted; /* the handshake has succeeded */
+    bool pending, failed;
+};
+
+static struct outlook outlook_of(const struct kvf_guest *g)
+{
+    struct kvf_transport *rdma = g->ps->env.rdma;
+
+    return (struct outlook){.accepted =
+                                rdma != NULL && kvf_rdma_accepted(rdma, g),
+                            .failed = rdma == NULL || !g->rdma};
+}
+
+static void look(struct outlook *o, const struct kvf_region *r)
+{
+    struct kvf_rdma_key key;
+    uint64_t first;
+
+    if (r != NULL && kvf_rdma_memory_pending(r->registered))
+        o->pending = true;
+    else if (r == NULL || kvf_rdma_memory_keys(r->registered, r->size - 1, 1,
+                                               &key, 1, &first) == 0)
+        o->failed = true;
+}
+
+static bool soon(const struct outlook *o)
+{
+    return !o->failed && (!o->accepted || o->pending);
+}
+
 /* ---- what a layout says --------------------------------------------------
  */
 
@@ -355,6 +412,15 @@ static bool tell_region(struct kvf_guest *g, const struct kvf_layout *l,
     m.u.rdma_keys.keys = k;
     kvf_guest_answer(g, &m, NULL, 0);
     return true;
+}
+
+bool kvf_guest_rdma_soon(struct kvf_guest *g, const struct kvf_layout *l)
+{
+    struct outlook o = outlook_of(g);
+
+    for (unsigned i = 0; i < l->decl.n_regions; i++)
+        look(&o, l->regions[i]);
+    return soon(&o);
 }
 
 bool kvf_guest_rdma_tell(struct kvf_guest *g, const struct kvf_layout *l)
@@ -430,11 +496,16 @@ static bool add_keys(const struct kvf_gen *gen, struct kvf_peer_grant *m,
 void kvf_guest_rdma_describe(struct kvf_guest *g, const struct kvf_gen *gen,
                              struct kvf_peer_grant *m)
 {
+    struct outlook o = outlook_of(g);
+
     m->rdma = true;
     if (m->n_spaces == 0)
         return;
+    for (unsigned i = 0; i < m->n_spaces; i++)
+        look(&o, region_of(gen, m, i + 1));
+    m->rdma_soon = soon(&o);
     /* A region's keys are for those only whose handshake has succeeded. */
-    m->rdma = kvf_rdma_accepted(g->ps->env.rdma, g);
+    m->rdma = o.accepted;
     m->keys = m->rdma ? calloc(m->n_spaces, sizeof *m->keys) : NULL;
     m->rdma = m->keys != NULL;
     for (unsigned i = 0; m->rdma && i < m->n_spaces; i++)

@@ -27,6 +27,7 @@ void kvf_peer_free(struct kvf_peer *p)
         kvf_peer_send(p, &m);
     }
     kvf_peer_end(p);
+    kvf_peer_await_end(p);
     kvf_list_for_each_safe (n, &p->users) {
         struct kvf_peer_user *u =
             kvf_container_of(n, struct kvf_peer_user, node);

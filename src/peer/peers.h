@@ -185,6 +185,26 @@ const char *kvf_peer_shm_why(const struct kvf_peer *p);
 struct kvf_link *kvf_peer_link(struct kvf_peer *p, enum kvf_protocol proto,
                                struct kvf_why *why);
 
+/* What is to be expected of the rdma link to it (peer_rdma.c). */
+enum kvf_peer_rdma {
+    KVF_PEER_RDMA_OFF,    /* no session, or one side has no device */
+    KVF_PEER_RDMA_COMING, /* it is being set up, or will be: await it */
+    KVF_PEER_RDMA_UP
+};
+enum kvf_peer_rdma kvf_peer_rdma_state(const struct kvf_peer *p);
+/* Why it failed last, in words. */
+const struct kvf_why *kvf_peer_rdma_why(const struct kvf_peer *p);
+
+/* Somebody who waits for that link. Embedded; its node is initialised, and
+ * unlinked by who does not wait any more. */
+struct kvf_link_wait {
+    struct kvf_list node;
+    void (*fn)(struct kvf_link_wait *w, bool up); /* else it has failed */
+};
+/* True: w->fn comes, once, from the loop; also when the session ends. A link
+ * that failed is set up again after its pause. False: not COMING. */
+bool kvf_peer_await_rdma(struct kvf_peer *p, struct kvf_link_wait *w);
+
 /* A layout of an engine of another daemon, as that daemon told it (far.c).
  * Counted: its session there, claims on it, pulls that plan with it. */
 struct kvf_far {
@@ -231,6 +251,7 @@ struct kvf_grant {
     bool has_checksum;
     bool shm;  /* segments are mapped here: view and shm copy are possible */
     bool rdma; /* the owner said where they are registered */
+    bool rdma_soon;              /* not yet, but asked again later it will */
     struct kvf_rdma_keys **keys; /* of the regions; segments point to them */
     unsigned n_keys;
     bool write;   /* the segments are mapped for writing */
@@ -261,6 +282,9 @@ struct kvf_grant {
  * has another incarnation. g is gone. */
 void kvf_grant_done(struct kvf_grant *g);
 void kvf_grant_abort(struct kvf_grant *g);
+/* Gives the claim back now and keeps g, as `lost`, to compare the next one
+ * with; kvf_grant_abort frees it. Nothing may be moving by it. */
+void kvf_grant_give_back(struct kvf_grant *g);
 /* For a claim of the own store; takes the claim over. */
 struct kvf_grant *kvf_grant_local(struct kvf_peers *ps, struct kvf_claim *claim,
                                   struct kvf_why *why);

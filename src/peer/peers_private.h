@@ -76,7 +76,12 @@ struct kvf_peer {
     unsigned rdma_fails;    /* in a row */
     uint64_t rdma_again_ns; /* not before that */
     uint64_t rdma_up_ns;
-    UT_hash_handle hh; /* by addr */
+    struct kvf_why rdma_why;              /* it failed last */
+    struct kvf_list awaiting, await_told; /* kvf_link_wait */
+    bool await_up;                        /* what those told hear */
+    struct kvf_task await_task;
+    struct kvf_timer await_timer; /* the link is set up again */
+    UT_hash_handle hh;            /* by addr */
 };
 
 struct kvf_grant_private {
@@ -200,6 +205,8 @@ void kvf_peer_rdma_init(struct kvf_peer *p);
 void kvf_peer_rdma_start(struct kvf_peer *p, bool offered);
 void kvf_peer_rdma_stop(struct kvf_peer *p);
 struct kvf_link *kvf_peer_rdma_link(struct kvf_peer *p, struct kvf_why *why);
+/* Sets the link up anew, unless it is up or on its way. */
+void kvf_peer_rdma_again(struct kvf_peer *p);
 void kvf_peer_rdma_message(struct kvf_peer *p, const struct kvf_peer_msg *m);
 void kvf_guest_rdma_message(struct kvf_guest *g, const struct kvf_peer_msg *m);
 /* Takes the guest's QP down; false: it is not quiet yet. */
@@ -213,6 +220,13 @@ void kvf_guest_rdma_described(struct kvf_peer_grant *m);
 bool kvf_guest_rdma_tell(struct kvf_guest *g, const struct kvf_layout *l);
 /* The regions of a far layout as the segments of a claim over rdma. */
 bool kvf_peer_rdma_regions(struct kvf_peer *p, struct kvf_grant *g);
+/* True: not now, but the handshake or the registration is under way. */
+bool kvf_guest_rdma_soon(struct kvf_guest *g, const struct kvf_layout *l);
+/* peer_await.c */
+void kvf_peer_await_init(struct kvf_peer *p);
+void kvf_peer_await_end(struct kvf_peer *p);
+/* The link is up, or has failed: tells those who wait. */
+void kvf_peer_await_tell(struct kvf_peer *p, bool up);
 /* peer_table.c */
 void kvf_peer_free(struct kvf_peer *p);
 /* grant.c */

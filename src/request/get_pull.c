@@ -190,7 +190,7 @@ static void compare_with_previous(struct kvf_get *g, const struct kvf_grant *gr,
 {
     if (before->generation == gr->generation && before->size == gr->size)
         return;
-    kvf_pull_free(g);
+    kvf_get_pull_free(g);
     if (g->buffer != NULL) {
         kvf_buffer_retire(g->buffer);
         g->buffer = NULL;
@@ -272,7 +272,7 @@ static void on_xfer_done(struct kvf_xfer *x, int status,
 
 static int pull_init(struct kvf_get *g, struct kvf_why *why)
 {
-    struct kvf_pull *p;
+    struct kvf_get_pull *p;
     int ret;
 
     if (g->pull != NULL)
@@ -303,9 +303,9 @@ static int pull_init(struct kvf_get *g, struct kvf_why *why)
     return 0;
 }
 
-void kvf_pull_free(struct kvf_get *g)
+void kvf_get_pull_free(struct kvf_get *g)
 {
-    struct kvf_pull *p = g->pull;
+    struct kvf_get_pull *p = g->pull;
 
     if (p == NULL)
         return;
@@ -318,71 +318,27 @@ void kvf_pull_free(struct kvf_get *g)
     g->pull = NULL;
 }
 
-/* The first transport from proto_at on that can carry this claim. */
-static struct kvf_link *choose_link(struct kvf_get *g, struct kvf_why *why)
-{
-    const struct kvf_conf *c = g->gs->env.conf;
-
-    if (g->grant->local != NULL) {
-        g->transport = "local";
-        return &g->gs->local_link;
-    }
-    kvf_fail(why, KVF_TRANSPORT, "no transport to %s is left",
-             kvf_get_owner_name(g));
-    for (; g->proto_at < c->n_protocol; g->proto_at++) {
-        enum kvf_protocol proto = c->protocol[g->proto_at];
-        struct kvf_link *link;
-
-        if ((proto == KVF_PROTO_SHM && !g->grant->shm) ||
-            (proto == KVF_PROTO_RDMA && !g->grant->rdma))
-            continue;
-        link = kvf_peer_link(g->peer, proto, why);
-        if (link != NULL) {
-            g->transport = link->transport->ops->name;
-            return link;
-        }
-    }
-    return NULL;
-}
-
-/* Out of attempts, but the owner was not heard of since: whether it is dead is
- * about to be known, and PEER_UNREACHABLE is then the better answer. One more
- * attempt at a time, slowly, until it is heard of or down. */
-static void await_verdict(struct kvf_get *g)
-{
-    if (g->peer == NULL || g->m.max_attempts < 2)
-        return;
-    if (g->t_out == 0)
-        g->t_out = g->gs->env.sched->now_ns;
-    if (kvf_peer_heard_ns(g->peer) <= g->t_out)
-        g->m.attempts = g->m.max_attempts - 1;
-}
-
 /* From inside PULLING: the attempt is over and memory is quiet. */
 static void broken(struct kvf_get *g, const struct kvf_why *why)
 {
-    const struct kvf_conf *c = g->gs->env.conf;
-    bool peer_up = g->peer == NULL || kvf_peer_state(g->peer) == KVF_PEER_UP;
+    const struct kvf_peer *p = g->peer;
+    struct kvf_retry_facts f = {
+        .attempts = g->m.attempts,
+        .max = g->m.max_attempts,
+        .remote = p != NULL,
+        .up = p != NULL && kvf_peer_state(p) == KVF_PEER_UP,
+        .heard_ns = p != NULL ? kvf_peer_heard_ns(p) : 0,
+        .now_ns = g->gs->env.sched->now_ns};
 
-    if (!peer_up) {
-        /* Its death is the cause, and no attempt can help. */
-        kvf_get_because(g, kvf_peer_why(g->peer)->status, "%s",
-                        kvf_peer_why(g->peer)->text);
-        g->m.attempts = g->m.max_attempts;
-    }
-    if (peer_up && g->m.attempts >= g->m.max_attempts)
-        await_verdict(g);
-    if (g->m.attempts >= g->m.max_attempts) {
+    if (f.remote && !f.up)
+        kvf_get_because(g, kvf_peer_why(p)->status, "%s",
+                        kvf_peer_why(p)->text);
+    g->m.attempts = kvf_retry_failed(&g->retry, g->gs->env.conf, &f,
+                                     &g->gs->env.stats->fallbacks);
+    if (g->m.attempts >= g->m.max_attempts)
         kvf_get_because(g, KVF_TRANSPORT, "%s from %s failed %u times: %s",
                         g->transport != NULL ? g->transport : "transfer",
                         kvf_get_owner_name(g), g->m.attempts, why->text);
-    } else if (g->proto_at < c->n_protocol &&
-               c->protocol[g->proto_at] != KVF_PROTO_TCP) {
-        g->proto_at++; /* tcp may be tried again, the others not */
-        g->gs->env.stats->fallbacks++;
-    }
-    if (g->proto_at >= c->n_protocol)
-        g->proto_at = 0;
     free(g->cause);
     g->cause = strdup(why->text);
     kvf_get_feed(g, g->grant->lost ? KVF_GET_EV_LOST : KVF_GET_EV_BROKEN);
@@ -391,7 +347,7 @@ static void broken(struct kvf_get *g, const struct kvf_why *why)
 static void on_xfer_done(struct kvf_xfer *x, int status,
                          const struct kvf_why *why)
 {
-    struct kvf_pull *p = kvf_container_of(x, struct kvf_pull, xfer);
+    struct kvf_get_pull *p = kvf_container_of(x, struct kvf_get_pull, xfer);
     struct kvf_get *g = p->get;
     struct kvf_why lost;
 
@@ -417,13 +373,28 @@ static void on_xfer_done(struct kvf_xfer *x, int status,
         kvf_get_feed(g, KVF_GET_EV_PULLED);
 }
 
+static enum kvf_way find_way(struct kvf_get *g, struct kvf_link **link,
+                             struct kvf_why *why)
+{
+    enum kvf_way way;
+
+    if (g->grant->local != NULL) {
+        g->transport = "local";
+        *link = &g->gs->local_link;
+        return KVF_WAY_LINK;
+    }
+    way = kvf_way_find(&g->retry, g->gs->env.conf, g->peer, g->grant, 0, link,
+                       why);
+    if (way == KVF_WAY_LINK)
+        g->transport = g->retry.transport;
+    return way;
+}
+
 void kvf_get_pull(struct kvf_get *g)
 {
     struct kvf_link *link;
     struct kvf_why why;
 
-    if (g->m.attempts > 1)
-        g->gs->env.stats->retries++;
     if (pull_init(g, &why) < 0) {
         /* Nothing runs yet, so nothing has to be drained. */
         kvf_get_because(g, why.status, "%s", why.text);
@@ -431,12 +402,20 @@ void kvf_get_pull(struct kvf_get *g)
         kvf_get_feed(g, KVF_GET_EV_BROKEN);
         return;
     }
-    link = choose_link(g, &why);
-    if (link == NULL) {
+    switch (find_way(g, &link, &why)) {
+    case KVF_WAY_LINK:
+        if (g->m.attempts > 1)
+            g->gs->env.stats->retries++;
+        kvf_xfer_start(&g->pull->xfer, link, &g->grant->remote);
+        return;
+    case KVF_WAY_WAIT: /* nothing was tried */
+        g->m.attempts--;
+        kvf_get_feed(g, g->grant->lost ? KVF_GET_EV_LOST : KVF_GET_EV_BROKEN);
+        return;
+    case KVF_WAY_NONE:
         broken(g, &why);
         return;
     }
-    kvf_xfer_start(&g->pull->xfer, link, &g->grant->remote);
 }
 
 void kvf_get_cancel_pull(struct kvf_get *g)
@@ -448,34 +427,43 @@ void kvf_get_cancel_pull(struct kvf_get *g)
  * ---------------------------------------------------------------------------
  */
 
-void kvf_get_backoff(struct kvf_get *g)
+void kvf_get_on_link(struct kvf_retry *r)
+{
+    kvf_get_feed(kvf_container_of(r, struct kvf_get, retry),
+                 KVF_GET_EV_BACKOFF);
+}
+
+static void log_retry(const struct kvf_get *g, uint64_t ns)
 {
     const struct kvf_conf *c = g->gs->env.conf;
-    struct kvf_sched *s = g->gs->env.sched;
-    unsigned shift = g->m.attempts > 1 ? g->m.attempts - 1 : 0;
-    uint64_t ms = c->backoff_ms << (shift > 20 ? 20 : shift);
-    uint64_t ns;
+    unsigned at = g->retry.proto_at;
     char key[512];
 
-    if (ms > c->backoff_max_ms)
-        ms = c->backoff_max_ms;
-    if (g->t_out != 0) /* the verdict on the owner is awaited */
-        ms = c->peer_timeout_ms / 2;
-    /* Between half and the whole of it, so that gets do not march in step. */
-    ns = ms * KVF_NS_PER_MS / 2;
-    ns += kvf_rng_below(g->gs->env.rng, ns + 1);
     kvf_log(
         KVF_LOG_WARN, "KVF RETRY",
         "key=%s attempt=%u/%u transport=%s backoff_ms=%llu "
         "done=%llu/%llu: %s",
         kvf_log_key(key, sizeof key, g->key, g->key_len), g->m.attempts + 1,
         g->m.max_attempts,
-        g->proto_at < c->n_protocol && c->protocol[g->proto_at] == KVF_PROTO_TCP
-            ? "tcp"
-            : g->transport,
+        at < c->n_protocol && c->protocol[at] == KVF_PROTO_TCP ? "tcp"
+                                                               : g->transport,
         (unsigned long long)(ns / KVF_NS_PER_MS),
         (unsigned long long)(g->pull != NULL ? g->pull->xfer.bytes_done : 0),
         (unsigned long long)g->grant->size, g->cause != NULL ? g->cause : "");
+}
+
+void kvf_get_backoff(struct kvf_get *g)
+{
+    struct kvf_sched *s = g->gs->env.sched;
+    uint64_t ns = 0;
+
+    if (g->retry.pause == KVF_PAUSE_LINK && kvf_way_wait(&g->retry, g->peer))
+        return;
+    if (g->retry.pause != KVF_PAUSE_LINK)
+        ns = kvf_retry_pause_ns(&g->retry, g->gs->env.conf, g->gs->env.rng,
+                                g->m.attempts);
+    if (g->retry.pause == KVF_PAUSE_BACKOFF)
+        log_retry(g, ns);
     kvf_timer_set(s, &g->pause, s->now_ns + ns);
 }
 
@@ -485,7 +473,7 @@ void kvf_get_backoff(struct kvf_get *g)
 
 static void on_checksum(struct kvf_checksum *c, uint64_t value)
 {
-    struct kvf_pull *p = kvf_container_of(c, struct kvf_pull, checksum);
+    struct kvf_get_pull *p = kvf_container_of(c, struct kvf_get_pull, checksum);
     struct kvf_get *g = p->get;
 
     if (value == g->grant->checksum) {

@@ -109,7 +109,7 @@ static void undo(struct kvf_get *g, struct kvf_view *v)
         kvf_view_abort(v);
     else
         kvf_grant_abort(g->grant);
-    kvf_pull_free(g);
+    kvf_get_pull_free(g);
     if (b != NULL)
         kvf_buffer_retire(b);
     g->buffer = NULL;
@@ -133,7 +133,7 @@ static void settle(struct kvf_get *g, struct kvf_view *v)
 
     if (v == NULL)
         kvf_grant_done(g->grant);
-    kvf_pull_free(g);
+    kvf_get_pull_free(g);
     if (b == NULL)
         return;
     kvf_buffer_set_state(b, KVF_BUF_HELD);
@@ -250,7 +250,7 @@ void kvf_get_fail(struct kvf_get *g)
     log_failure(g, &r);
     /* Memory first, so that who reads the reply finds the room that it needs
      * to try again. */
-    kvf_pull_free(g);
+    kvf_get_pull_free(g);
     if (g->buffer != NULL)
         kvf_buffer_retire(g->buffer);
     g->buffer = NULL;

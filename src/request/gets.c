@@ -369,6 +369,7 @@ int kvf_get_start(struct kvf_gets *gs, const struct kvf_get_params *p,
     kvf_timer_init(&g->deadline, on_deadline);
     kvf_timer_init(&g->pause, on_pause);
     kvf_task_init(&g->task, on_task);
+    kvf_retry_init(&g->retry, kvf_get_on_link);
     ret = copy_request(g, p) < 0 ? kvf_fail(why, KVF_BUSY, "out of memory")
                                  : choose_owner(g, p->req, why);
     if (ret < 0) {
@@ -396,9 +397,10 @@ void kvf_get_release(struct kvf_get *g)
     kvf_timer_cancel(gs->env.sched, &g->deadline);
     kvf_timer_cancel(gs->env.sched, &g->pause);
     kvf_task_cancel(&g->task);
+    kvf_way_leave(&g->retry);
     kvf_peer_leave(&g->user);
     kvf_edge_leave(&g->edge);
-    kvf_pull_free(g);
+    kvf_get_pull_free(g);
     pin_into(g, false);
     kvf_list_unlink(&g->node);
     gs->running--;

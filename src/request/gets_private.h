@@ -5,6 +5,7 @@
 #include "memory/checksum.h"
 #include "request/get_machine.h"
 #include "request/gets.h"
+#include "request/retry.h"
 #include "transport/xfer.h"
 
 struct kvf_gets {
@@ -16,7 +17,7 @@ struct kvf_gets {
 };
 
 /* What a get needs only while bytes move; a parked one does without. */
-struct kvf_pull {
+struct kvf_get_pull {
     struct kvf_get *get;
     struct kvf_xfer xfer;
     struct kvf_checksum checksum;
@@ -62,11 +63,11 @@ struct kvf_get {
     /* what came */
     struct kvf_grant *grant;
     struct kvf_buffer *buffer;
-    struct kvf_pull *pull;
+    struct kvf_get_pull *pull;
     void *stash; /* inline bytes of a held get */
     const void *payload;
     const char *transport;
-    unsigned proto_at; /* place in conf->protocol */
+    struct kvf_retry retry;
     enum kvf_mode got; /* mode of the result */
 
     struct kvf_edge_wait edge; /* admission */
@@ -75,7 +76,6 @@ struct kvf_get {
     struct kvf_timer deadline, pause;
     struct kvf_task task;
     uint64_t t_start, t_asked, t_granted, t_done, deadline_ns;
-    uint64_t t_out; /* when the attempts were used up first; 0 = not yet */
 
     /* how it ends */
     enum kvf_status status;
@@ -104,8 +104,10 @@ void kvf_get_on_enter(struct kvf_edge_wait *w);
 void kvf_get_pull(struct kvf_get *g);
 void kvf_get_cancel_pull(struct kvf_get *g);
 void kvf_get_backoff(struct kvf_get *g);
+/* The link that was waited for is up, or has failed. */
+void kvf_get_on_link(struct kvf_retry *r);
 void kvf_get_verify(struct kvf_get *g);
-void kvf_pull_free(struct kvf_get *g);
+void kvf_get_pull_free(struct kvf_get *g);
 /* get_reply.c */
 void kvf_get_finish(struct kvf_get *g);
 void kvf_get_fail(struct kvf_get *g);

@@ -38,45 +38,6 @@ void kvf_move_on_lost(struct kvf_grant *g, const struct kvf_why *why)
 /* ---- the transfer ---------------------------------------------------------
  */
 
-static struct kvf_link *choose_link(struct kvf_move *m, struct kvf_why *why)
-{
-    const struct kvf_conf *c = m->ms->env.conf;
-
-    if (m->self) {
-        m->transport = "local";
-        return &m->ms->local_link;
-    }
-    kvf_fail(why, KVF_TRANSPORT, "no transport to %s is left",
-             kvf_move_peer_name(m));
-    for (; m->proto_at < c->n_protocol; m->proto_at++) {
-        enum kvf_protocol proto = c->protocol[m->proto_at];
-        struct kvf_link *link;
-
-        if ((proto == KVF_PROTO_SHM && !m->grant->shm) ||
-            (proto == KVF_PROTO_RDMA && !m->grant->rdma))
-            continue;
-        link = kvf_peer_link(m->peer, proto, why);
-        if (link != NULL) {
-            m->over_shm = proto == KVF_PROTO_SHM;
-            m->transport = link->transport->ops->name;
-            return link;
-        }
-    }
-    return NULL;
-}
-
-/* Out of attempts, but the other side was not heard of since: whether it is
- * dead is about to be known, and that is then the better answer. */
-static void await_verdict(struct kvf_move *m)
-{
-    if (m->peer == NULL || m->m.max_attempts < 2)
-        return;
-    if (m->t_out == 0)
-        m->t_out = m->ms->env.sched->now_ns;
-    if (kvf_peer_heard_ns(m->peer) <= m->t_out)
-        m->m.attempts = m->m.max_attempts - 1;
-}
-
 /* An access that was kept from before is not there any more: that was no
  * attempt at what is there now. */
 static bool kept_too_long(struct kvf_move *m, const struct kvf_why *why)
@@ -94,29 +55,26 @@ static bool kept_too_long(struct kvf_move *m, const struct kvf_why *why)
 /* From inside MOVING: the attempt is over and memory is quiet. */
 static void broken(struct kvf_move *m, const struct kvf_why *why)
 {
-    const struct kvf_conf *c = m->ms->env.conf;
-    bool peer_up = m->peer == NULL || kvf_peer_state(m->peer) == KVF_PEER_UP;
+    const struct kvf_peer *p = m->peer;
+    struct kvf_retry_facts f = {
+        .attempts = m->m.attempts,
+        .max = m->m.max_attempts,
+        .remote = p != NULL,
+        .up = p != NULL && kvf_peer_state(p) == KVF_PEER_UP,
+        .heard_ns = p != NULL ? kvf_peer_heard_ns(p) : 0,
+        .now_ns = m->ms->env.sched->now_ns};
 
-    if (peer_up && kept_too_long(m, why))
+    if ((f.up || !f.remote) && kept_too_long(m, why))
         return;
-    if (!peer_up) {
-        kvf_move_because(m, kvf_peer_why(m->peer)->status, "%s",
-                         kvf_peer_why(m->peer)->text);
-        m->m.attempts = m->m.max_attempts;
-    }
-    if (peer_up && m->m.attempts >= m->m.max_attempts)
-        await_verdict(m);
-    if (m->m.attempts >= m->m.max_attempts) {
+    if (f.remote && !f.up)
+        kvf_move_because(m, kvf_peer_why(p)->status, "%s",
+                         kvf_peer_why(p)->text);
+    m->m.attempts = kvf_retry_failed(&m->retry, m->ms->env.conf, &f,
+                                     &m->ms->env.stats->fallbacks);
+    if (m->m.attempts >= m->m.max_attempts)
         kvf_move_because(m, KVF_TRANSPORT, "%s to %s failed %u times: %s",
                          m->transport != NULL ? m->transport : "transfer",
                          kvf_move_peer_name(m), m->m.attempts, why->text);
-    } else if (m->proto_at < c->n_protocol &&
-               c->protocol[m->proto_at] != KVF_PROTO_TCP) {
-        m->proto_at++; /* tcp may be tried again, the others not */
-        m->ms->env.stats->fallbacks++;
-    }
-    if (m->proto_at >= c->n_protocol)
-        m->proto_at = 0;
     free(m->cause);
     m->cause = strdup(why->text);
     kvf_move_feed(m, m->grant != NULL && m->grant->lost ? KVF_MOVE_EV_LOST
@@ -163,13 +121,30 @@ static void on_xfer_done(struct kvf_xfer *x, int status,
         kvf_move_feed(m, KVF_MOVE_EV_MOVED);
 }
 
+static enum kvf_way find_way(struct kvf_move *m, struct kvf_link **link,
+                             struct kvf_why *why)
+{
+    const struct kvf_conf *c = m->ms->env.conf;
+    enum kvf_way way;
+
+    if (m->self) {
+        m->transport = "local";
+        *link = &m->ms->local_link;
+        return KVF_WAY_LINK;
+    }
+    way = kvf_way_find(&m->retry, c, m->peer, m->grant, 0, link, why);
+    if (way == KVF_WAY_LINK) {
+        m->over_shm = c->protocol[m->retry.proto_at] == KVF_PROTO_SHM;
+        m->transport = m->retry.transport;
+    }
+    return way;
+}
+
 void kvf_move_run(struct kvf_move *m)
 {
     struct kvf_link *link;
     struct kvf_why why;
 
-    if (m->m.attempts > 1)
-        m->ms->env.stats->retries++;
     if (!m->has_xfer) {
         if (kvf_xfer_init(&m->xfer, m->ms->env.sched, m->kind != KVF_MOVE_READ,
                           m->size, m->iov, m->n_iov, on_xfer_done, &why) < 0) {
@@ -182,11 +157,21 @@ void kvf_move_run(struct kvf_move *m)
         m->xfer.part = !m->self && m->kind != KVF_MOVE_PUSH;
         m->xfer.base = m->xfer.part ? m->target_offset : 0;
     }
-    link = choose_link(m, &why);
-    if (link == NULL)
-        broken(m, &why);
-    else
+    switch (find_way(m, &link, &why)) {
+    case KVF_WAY_LINK:
+        if (m->m.attempts > 1)
+            m->ms->env.stats->retries++;
         kvf_xfer_start(&m->xfer, link, m->self ? &m->local : &m->grant->remote);
+        return;
+    case KVF_WAY_WAIT: /* nothing was tried */
+        m->m.attempts--;
+        kvf_move_feed(m,
+                      m->grant->lost ? KVF_MOVE_EV_LOST : KVF_MOVE_EV_BROKEN);
+        return;
+    case KVF_WAY_NONE:
+        broken(m, &why);
+        return;
+    }
 }
 
 void kvf_move_xfer_free(struct kvf_move *m)
@@ -202,22 +187,16 @@ void kvf_move_xfer_free(struct kvf_move *m)
 /* ---- retrying -------------------------------------------------------------
  */
 
-void kvf_move_backoff(struct kvf_move *m)
+void kvf_move_on_link(struct kvf_retry *r)
 {
-    const struct kvf_conf *c = m->ms->env.conf;
-    struct kvf_sched *s = m->ms->env.sched;
-    unsigned shift = m->m.attempts > 1 ? m->m.attempts - 1 : 0;
-    uint64_t ms = c->backoff_ms << (shift > 20 ? 20 : shift);
-    uint64_t ns;
+    kvf_move_feed(kvf_container_of(r, struct kvf_move, retry),
+                  KVF_MOVE_EV_BACKOFF);
+}
+
+static void log_retry(const struct kvf_move *m, uint64_t ns)
+{
     char key[512];
 
-    if (ms > c->backoff_max_ms)
-        ms = c->backoff_max_ms;
-    if (m->t_out != 0) /* the verdict on the other side is awaited */
-        ms = c->peer_timeout_ms / 2;
-    /* Between half and the whole of it, so that moves do not march in step. */
-    ns = ms * KVF_NS_PER_MS / 2;
-    ns += kvf_rng_below(m->ms->env.rng, ns + 1);
     kvf_log(KVF_LOG_WARN, "KVF RETRY",
             "key=%s attempt=%u/%u transport=%s backoff_ms=%llu "
             "done=%llu/%llu: %s",
@@ -227,5 +206,19 @@ void kvf_move_backoff(struct kvf_move *m)
             (unsigned long long)(ns / KVF_NS_PER_MS),
             (unsigned long long)(m->has_xfer ? m->xfer.bytes_done : 0),
             (unsigned long long)m->size, m->cause != NULL ? m->cause : "");
+}
+
+void kvf_move_backoff(struct kvf_move *m)
+{
+    struct kvf_sched *s = m->ms->env.sched;
+    uint64_t ns = 0;
+
+    if (m->retry.pause == KVF_PAUSE_LINK && kvf_way_wait(&m->retry, m->peer))
+        return;
+    if (m->retry.pause != KVF_PAUSE_LINK)
+        ns = kvf_retry_pause_ns(&m->retry, m->ms->env.conf, m->ms->env.rng,
+                                m->m.attempts);
+    if (m->retry.pause == KVF_PAUSE_BACKOFF)
+        log_retry(m, ns);
     kvf_timer_set(s, &m->pause, s->now_ns + ns);
 }

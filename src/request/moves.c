@@ -340,6 +340,7 @@ int kvf_move_start(struct kvf_moves *ms, const struct kvf_move_params *p,
     kvf_timer_init(&m->deadline, on_deadline);
     kvf_timer_init(&m->pause, on_pause);
     kvf_task_init(&m->task, on_task);
+    kvf_retry_init(&m->retry, kvf_move_on_link);
     ret = copy_request(m, p) ? copy_dest(m, p->dest, why)
                              : kvf_fail(why, KVF_BUSY, "out of memory");
     if (ret < 0) {
@@ -368,6 +369,7 @@ void kvf_move_release(struct kvf_move *m)
     kvf_timer_cancel(ms->env.sched, &m->deadline);
     kvf_timer_cancel(ms->env.sched, &m->pause);
     kvf_task_cancel(&m->task);
+    kvf_way_leave(&m->retry);
     kvf_peer_unask(&m->ask);
     kvf_peer_leave(&m->user);
     kvf_move_xfer_free(m);

@@ -6,6 +6,7 @@
 #include "peer/window.h"
 #include "request/move_machine.h"
 #include "request/moves.h"
+#include "request/retry.h"
 #include "transport/xfer.h"
 
 #define KVF_IDLE_GRANTS 64u /* accesses to windows that are kept at most */
@@ -86,13 +87,13 @@ struct kvf_move {
     bool summing, summed;
     uint64_t sum_value;
     const char *transport;
-    unsigned proto_at;
+    struct kvf_retry retry;
     char *cause; /* of the last broken attempt */
 
     /* time */
     struct kvf_timer deadline, pause;
     struct kvf_task task;
-    uint64_t t_start, t_asked, t_granted, t_out;
+    uint64_t t_start, t_asked, t_granted;
 
     /* how it ends */
     enum kvf_status status;
@@ -122,6 +123,8 @@ void kvf_move_leave_self(struct kvf_move *m);
 /* move_run.c */
 void kvf_move_run(struct kvf_move *m);
 void kvf_move_backoff(struct kvf_move *m);
+/* The link that was waited for is up, or has failed. */
+void kvf_move_on_link(struct kvf_retry *r);
 void kvf_move_on_lost(struct kvf_grant *g, const struct kvf_why *why);
 void kvf_move_xfer_free(struct kvf_move *m);
 /* move_reply.c */

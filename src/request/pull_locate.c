@@ -199,10 +199,8 @@ static void on_source_pause(struct kvf_timer *t)
 
     if (s->state == KVF_SOURCE_CONNECTING) /* it did not come back */
         kvf_pull_fail(s->pull, kvf_peer_why(s->peer));
-    else if (s->state == KVF_SOURCE_PAUSED && s->grant->lost)
-        kvf_source_ask(s);
-    else if (s->state == KVF_SOURCE_PAUSED)
-        kvf_source_move(s);
+    else
+        kvf_source_resume(s);
 }
 
 /* ---- the window -----------------------------------------------------------
@@ -217,6 +215,7 @@ static int place_source(struct kvf_pull *p, struct kvf_pull_source *s,
     s->rank = rank;
     kvf_list_init(&s->user.node);
     kvf_timer_init(&s->pause, on_source_pause);
+    kvf_retry_init(&s->retry, kvf_source_on_link);
     if (w == NULL || rank > KVF_RANK_MAX)
         return kvf_fail(why, KVF_INVALID,
                         "rank %" PRId64 " of the sender can be no worker: "

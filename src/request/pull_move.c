@@ -205,59 +205,35 @@ static void rewind_runs(void *arg)
 /* ---- moving ---------------------------------------------------------------
  */
 
-static struct kvf_link *choose_link(struct kvf_pull_source *s,
-                                    struct kvf_why *why)
+static void log_retry(const struct kvf_pull_source *s, uint64_t ns,
+                      const char *cause)
 {
-    const struct kvf_conf *c = s->pull->ps->env.conf;
-
-    kvf_fail(why, KVF_TRANSPORT, "no transport to %s is left",
-             kvf_peer_name(s->peer));
-    for (; s->proto_at < c->n_protocol; s->proto_at++) {
-        enum kvf_protocol proto = c->protocol[s->proto_at];
-        struct kvf_link *link;
-
-        if ((proto == KVF_PROTO_SHM && !s->grant->shm) ||
-            (proto == KVF_PROTO_RDMA && !s->grant->rdma))
-            continue;
-        link = kvf_peer_link(s->peer, proto, why);
-        if (link != NULL && (link->transport->ops->caps & KVF_CAP_RUNS) == 0) {
-            kvf_fail(why, KVF_TRANSPORT, "%s moves no scattered blocks yet",
-                     link->transport->ops->name);
-            link = NULL;
-        }
-        if (link != NULL) {
-            s->transport = link->transport->ops->name;
-            return link;
-        }
-    }
-    return NULL;
-}
-
-static void pause_source(struct kvf_pull_source *s, const char *cause)
-{
-    struct kvf_pull *p = s->pull;
-    const struct kvf_pulls_env *env = &p->ps->env;
-    const struct kvf_conf *c = env->conf;
-    unsigned shift = s->attempts > 1 ? s->attempts - 1 : 0;
-    uint64_t ms = c->backoff_ms << (shift > 20 ? 20 : shift), ns;
+    const struct kvf_pull *p = s->pull;
+    const char *transport = s->retry.transport;
     char key[512];
 
-    if (ms > c->backoff_max_ms)
-        ms = c->backoff_max_ms;
-    if (s->t_out != 0) /* whether the owner lives is about to be known */
-        ms = c->peer_timeout_ms / 2;
-    ns = ms * KVF_NS_PER_MS / 2;
-    ns += kvf_rng_below(env->rng, ns + 1);
     kvf_log(
         KVF_LOG_WARN, "KVF RETRY",
         "request=%s source=%s attempt=%u/%u transport=%s backoff_ms=%" PRIu64
         " done=%" PRIu64 "/%" PRId64 ": %s",
         kvf_log_key(key, sizeof key, p->request_id, p->request_len),
-        kvf_peer_name(s->peer), s->attempts + 1, c->attempts,
-        s->transport != NULL ? s->transport : "none",
-        (uint64_t)(ns / KVF_NS_PER_MS), s->xfer_made ? s->xfer.bytes_done : 0,
-        s->bytes, cause);
+        kvf_peer_name(s->peer), s->attempts + 1, p->ps->env.conf->attempts,
+        transport != NULL ? transport : "none", (uint64_t)(ns / KVF_NS_PER_MS),
+        s->xfer_made ? s->xfer.bytes_done : 0, s->bytes, cause);
+}
+
+static void pause_source(struct kvf_pull_source *s, const char *cause)
+{
+    const struct kvf_pulls_env *env = &s->pull->ps->env;
+    uint64_t ns = 0;
+
     s->state = KVF_SOURCE_PAUSED;
+    if (s->retry.pause == KVF_PAUSE_LINK && kvf_way_wait(&s->retry, s->peer))
+        return;
+    if (s->retry.pause != KVF_PAUSE_LINK)
+        ns = kvf_retry_pause_ns(&s->retry, env->conf, env->rng, s->attempts);
+    if (s->retry.pause == KVF_PAUSE_BACKOFF)
+        log_retry(s, ns, cause);
     kvf_timer_set(env->sched, &s->pause, env->sched->now_ns + ns);
 }
 
@@ -266,35 +242,30 @@ static void broken(struct kvf_pull_source *s, const struct kvf_why *why)
 {
     struct kvf_pull *p = s->pull;
     const struct kvf_conf *c = p->ps->env.conf;
+    const char *transport = s->retry.transport;
+    struct kvf_retry_facts f = {.attempts = s->attempts,
+                                .max = c->attempts,
+                                .remote = true,
+                                .up = kvf_peer_state(s->peer) == KVF_PEER_UP,
+                                .heard_ns = kvf_peer_heard_ns(s->peer),
+                                .now_ns = p->ps->env.sched->now_ns};
     struct kvf_why last;
 
     s->state = KVF_SOURCE_PAUSED;
-    if (kvf_peer_state(s->peer) != KVF_PEER_UP) {
+    if (!f.up) {
         kvf_pull_fail(p, kvf_peer_why(s->peer));
         return;
     }
-    if (s->attempts >= c->attempts && c->attempts > 1) {
-        /* Not heard of since? Then its death is the better answer. */
-        if (s->t_out == 0)
-            s->t_out = p->ps->env.sched->now_ns;
-        if (kvf_peer_heard_ns(s->peer) <= s->t_out)
-            s->attempts = c->attempts - 1;
-    }
-    if (s->attempts >= c->attempts) {
-        kvf_fail(&last, KVF_TRANSPORT, "%s from %s failed %u times: %.160s",
-                 s->transport != NULL ? s->transport : "transfer",
-                 kvf_peer_name(s->peer), s->attempts, why->text);
-        kvf_pull_fail(p, &last);
+    s->attempts =
+        kvf_retry_failed(&s->retry, c, &f, &p->ps->env.stats->fallbacks);
+    if (s->attempts < c->attempts) {
+        pause_source(s, why->text);
         return;
     }
-    if (s->proto_at < c->n_protocol &&
-        c->protocol[s->proto_at] != KVF_PROTO_TCP) {
-        s->proto_at++; /* tcp may be tried again, the others not */
-        p->ps->env.stats->fallbacks++;
-    }
-    if (s->proto_at >= c->n_protocol)
-        s->proto_at = 0;
-    pause_source(s, why->text);
+    kvf_fail(&last, KVF_TRANSPORT, "%s from %s failed %u times: %.160s",
+             transport != NULL ? transport : "transfer", kvf_peer_name(s->peer),
+             s->attempts, why->text);
+    kvf_pull_fail(p, &last);
 }
 
 static void on_moved(struct kvf_scatter *x, int status,
@@ -339,21 +310,44 @@ void kvf_source_move(struct kvf_pull_source *s)
         kvf_pull_check_complete(p);
         return;
     }
-    if (s->attempts++ > 0)
-        p->ps->env.stats->retries++;
+    s->attempts++;
     if (!s->xfer_made) {
         kvf_plan_begin(&s->iter, &s->plan);
         kvf_scatter_init(&s->xfer, p->ps->env.sched, false, &runs,
                          (uint64_t)s->bytes, on_moved);
         s->xfer_made = true;
     }
-    link = choose_link(s, &why);
-    if (link == NULL) {
+    switch (kvf_way_find(&s->retry, p->ps->env.conf, s->peer, s->grant,
+                         KVF_CAP_RUNS, &link, &why)) {
+    case KVF_WAY_LINK:
+        if (s->attempts > 1)
+            p->ps->env.stats->retries++;
+        s->state = KVF_SOURCE_MOVING;
+        kvf_scatter_start(&s->xfer, link, &s->grant->remote);
+        return;
+    case KVF_WAY_WAIT: /* nothing was tried */
+        s->attempts--;
+        pause_source(s, NULL);
+        return;
+    case KVF_WAY_NONE:
         broken(s, &why);
         return;
     }
-    s->state = KVF_SOURCE_MOVING;
-    kvf_scatter_start(&s->xfer, link, &s->grant->remote);
+}
+
+void kvf_source_resume(struct kvf_pull_source *s)
+{
+    if (s->state != KVF_SOURCE_PAUSED || s->pull->state >= KVF_PULL_DRAINING)
+        return;
+    if (s->grant->lost)
+        kvf_source_ask(s);
+    else
+        kvf_source_move(s);
+}
+
+void kvf_source_on_link(struct kvf_retry *r)
+{
+    kvf_source_resume(kvf_container_of(r, struct kvf_pull_source, retry));
 }
 
 void kvf_source_on_lost(struct kvf_grant *g, const struct kvf_why *why)

@@ -47,6 +47,7 @@ static void pull_free(struct kvf_pull *p)
         struct kvf_pull_source *s = &p->sources[i];
 
         kvf_timer_cancel(sched, &s->pause);
+        kvf_way_leave(&s->retry);
         kvf_peer_leave(&s->user);
         if (s->xfer_made)
             kvf_scatter_fini(&s->xfer);
@@ -139,9 +140,9 @@ static const char *transport_of(const struct kvf_pull *p)
 
         if (s->bytes == 0)
             continue;
-        if (name != NULL && strcmp(name, s->transport) != 0)
+        if (name != NULL && strcmp(name, s->retry.transport) != 0)
             return "mixed";
-        name = s->transport;
+        name = s->retry.transport;
     }
     return name != NULL ? name : "none";
 }
@@ -285,6 +286,7 @@ void kvf_pull_fail(struct kvf_pull *p, const struct kvf_why *why)
         struct kvf_pull_source *s = &p->sources[i];
 
         kvf_timer_cancel(sched, &s->pause);
+        kvf_way_leave(&s->retry);
         kvf_peer_unask(&s->ask);
         if (s->state == KVF_SOURCE_MOVING)
             kvf_scatter_cancel(&s->xfer);

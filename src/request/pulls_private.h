@@ -3,6 +3,7 @@
 #define KVF_REQUEST_PULLS_PRIVATE_H
 
 #include "request/pulls.h"
+#include "request/retry.h"
 #include "transport/scatter.h"
 
 /* Of one source. */
@@ -11,7 +12,7 @@
     X(ASKING, "the lookup is there, perhaps parked")                           \
     X(GRANTED, "its claim is ours; others are awaited")                        \
     X(MOVING, "a transport may write into our memory")                         \
-    X(PAUSED, "an attempt failed; the next one is awaited")                    \
+    X(PAUSED, "the next attempt is awaited: back-off, or a link coming up")    \
     X(COMPLETE, "every byte of it is in place")
 
 enum kvf_source_state {
@@ -51,9 +52,8 @@ struct kvf_pull_source { /* a P rank of the window */
     /* moving */
     struct kvf_scatter xfer;
     bool xfer_made;
-    unsigned attempts, proto_at;
-    uint64_t t_out;
-    const char *transport;
+    unsigned attempts;
+    struct kvf_retry retry;
 };
 
 struct kvf_pull {
@@ -144,5 +144,9 @@ void kvf_pull_plan(struct kvf_pull *p);
 /* There is room on the edge now. */
 void kvf_pull_on_enter(struct kvf_edge_wait *w);
 void kvf_source_move(struct kvf_pull_source *s);
+/* PAUSED is over: the next attempt. */
+void kvf_source_resume(struct kvf_pull_source *s);
+/* The link that was waited for is up, or has failed. */
+void kvf_source_on_link(struct kvf_retry *r);
 void kvf_source_on_lost(struct kvf_grant *g, const struct kvf_why *why);
 #endif

@@ -123,6 +123,8 @@ struct kvf_peer_grant {
     /* The payload may be read by RDMA at segs. keys (may be NULL): for each
      * space where it is registered, or NULL. */
     bool rdma;
+    bool rdma_soon; /* not yet, but asked again later: the handshake, or the
+                       registration of a region, is under way */
     struct kvf_rdma_keys **keys;
 };
 
@@ -196,7 +198,8 @@ struct kvf_peer_blocks {
     uint64_t ask, claim, generation, layout, n_tokens;
     struct kvf_id token, tag;
     bool minted, shm;
-    bool rdma; /* RDMA_KEYS told where all regions of the layout are */
+    bool rdma;      /* RDMA_KEYS told where all regions of the layout are */
+    bool rdma_soon; /* as in a grant */
     unsigned n_groups;
     struct kvf_ids *ids; /* by group; decoded: malloced */
     int64_t *arena;      /* decoded: what they point into */

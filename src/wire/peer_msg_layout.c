@@ -67,9 +67,11 @@ static void put_blocks_ask(struct kvf_mpw *w,
 
 static void put_blocks(struct kvf_mpw *w, const struct kvf_peer_blocks *b)
 {
-    kvf_mpw_map(w, 10u + b->rdma);
+    kvf_mpw_map(w, 10u + b->rdma + b->rdma_soon);
     if (b->rdma) /* absent is false */
         kvf_mpw_kv_bool(w, "rdma", true);
+    if (b->rdma_soon)
+        kvf_mpw_kv_bool(w, "rdma_soon", true);
     kvf_mpw_kv_u64(w, "ask", b->ask);
     kvf_mpw_kv_u64(w, "claim", b->claim);
     kvf_mpw_kv_u64(w, "generation", b->generation);
@@ -410,6 +412,8 @@ static int read_blocks(const msgpack_object *map, struct kvf_peer_blocks *b,
         rc = flag(map, "shm", &b->shm, why);
     if (rc == 0)
         rc = kvf_mp_bool(map, "rdma", &b->rdma, why);
+    if (rc >= 0)
+        rc = kvf_mp_bool(map, "rdma_soon", &b->rdma_soon, why);
     return rc < 0 ? rc : read_ids(map, b, why);
 }
 

@@ -93,12 +93,12 @@ void kvf_peer_rdma_put(struct kvf_mpw *w, const struct kvf_peer_msg *m)
 unsigned kvf_peer_rdma_put_grant(struct kvf_mpw *w,
                                  const struct kvf_peer_grant *g)
 {
-    unsigned fields = g->rdma ? 1 + (g->keys != NULL) : 0;
+    unsigned fields = g->rdma ? 1 + (g->keys != NULL) : g->rdma_soon;
 
-    if (w == NULL || !g->rdma)
+    if (w == NULL || fields == 0)
         return fields;
-    kvf_mpw_kv_bool(w, "rdma", true);
-    if (g->keys == NULL)
+    kvf_mpw_kv_bool(w, g->rdma ? "rdma" : "rdma_soon", true);
+    if (!g->rdma || g->keys == NULL)
         return fields;
     kvf_mpw_str(w, "keys");
     kvf_mpw_array(w, g->n_spaces);
@@ -367,8 +367,10 @@ int kvf_peer_rdma_read_grant(const msgpack_object *map,
                              struct kvf_peer_grant *g, struct kvf_why *why)
 {
     const msgpack_object *o;
-    int rc = kvf_mp_bool(map, "rdma", &g->rdma, why);
+    int rc = kvf_mp_bool(map, "rdma_soon", &g->rdma_soon, why);
 
+    if (rc >= 0)
+        rc = kvf_mp_bool(map, "rdma", &g->rdma, why);
     if (rc < 0 || !g->rdma)
         return rc < 0 ? rc : 0;
     rc = kvf_mp_array(map, "keys", KVF_PEER_SPACES, &o, why);

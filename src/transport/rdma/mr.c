@@ -255,6 +255,11 @@ struct kvf_rdma_memory *kvf_rdma_memory_add(struct kvf_transport *t,
     return m;
 }
 
+bool kvf_rdma_memory_pending(const struct kvf_rdma_memory *m)
+{
+    return m != NULL && !m->failed && m->registered < m->size;
+}
+
 void kvf_rdma_memory_drop(struct kvf_rdma_memory *m)
 {
     if (m == NULL || --m->refs > 0)

@@ -92,6 +92,8 @@ int kvf_rdma_add_pool(struct kvf_transport *t, void *base, uint64_t size,
  * (then its bytes move another way). */
 struct kvf_rdma_memory *kvf_rdma_memory_add(struct kvf_transport *t,
                                             struct kvf_mapping *map);
+/* Not all of it is registered yet, but will be. NULL is not. */
+bool kvf_rdma_memory_pending(const struct kvf_rdma_memory *m);
 /* NULL is fine. */
 void kvf_rdma_memory_drop(struct kvf_rdma_memory *m);
 /* The registered pieces that hold [offset, offset+length) of it; at most max.
