@@ -56,7 +56,6 @@ struct kvf_claim *kvf_claim_new(struct kvf_gen *g)
     kvf_random_bytes(&p->c.token, sizeof p->c.token);
     p->c.gen = g;
     p->c.priv = p;
-    p->consumer = KVF_NOBODY;
     kvf_list_init(&p->c.holder_node);
     kvf_list_init(&p->gen_node);
     kvf_list_push_back(&gen->claims, &p->gen_node);
@@ -102,7 +101,8 @@ static void late_drop(struct kvf_store *st, struct kvf_late *e)
     e->gen = NULL;
 }
 
-static void late_add(struct kvf_gen_private *gen, uint64_t id, int64_t consumer)
+static void late_add(struct kvf_gen_private *gen, uint64_t id,
+                     const struct kvf_reader *reader)
 {
     struct kvf_store *st = gen->st;
     unsigned i = st->late_next++ % KVF_LATE_RING;
@@ -113,7 +113,7 @@ static void late_add(struct kvf_gen_private *gen, uint64_t id, int64_t consumer)
         late_drop(st, e);
     e->id = id;
     e->gen = gen;
-    e->consumer = consumer;
+    e->reader = *reader;
     e->next = *head;
     *head = (uint16_t)(i + 1);
     kvf_list_push_back(&gen->late, &e->gen_node);
@@ -130,51 +130,101 @@ void kvf_late_forget(struct kvf_gen_private *p)
 /* ---- the end of a claim ---------------------------------------------------
  */
 
-static void consume_if_read(struct kvf_gen *g)
-{
-    if (!g->retired && g->readers != 0 && g->readers_done >= g->readers)
-        kvf_gen_retire(g, KVF_RETIRE_CONSUMED, NULL, 0, 0);
-}
-
 /* ---- readers by name ------------------------------------------------------
  */
+
+static struct kvf_tally *tally_of(struct kvf_gen_private *p,
+                                  const struct kvf_reader *r)
+{
+    struct kvf_tally *more;
+
+    for (unsigned i = 0; i < p->n_tallies; i++)
+        if (p->tallies[i].kind == r->kind)
+            return &p->tallies[i];
+    if (r->of == 0 || p->n_tallies == KVF_TALLIES_MAX)
+        return NULL;
+    more = reallocarray(p->tallies, p->n_tallies + 1u, sizeof *more);
+    if (more == NULL)
+        return NULL;
+    p->tallies = more;
+    more[p->n_tallies] = (struct kvf_tally){.kind = r->kind, .of = r->of};
+    return &more[p->n_tallies++];
+}
+
+/* What the tallies say of all kinds that read: those of whom one has read, or
+ * may be about to. */
+static void recount(struct kvf_gen *g)
+{
+    const struct kvf_gen_private *p = g->priv;
+
+    g->readers = g->readers_done = 0;
+    for (unsigned i = 0; i < p->n_tallies; i++) {
+        const struct kvf_tally *t = &p->tallies[i];
+
+        if (t->n == 0 && t->live == 0)
+            continue;
+        g->readers += t->of;
+        g->readers_done += t->n < t->of ? t->n : t->of;
+    }
+}
 
 void kvf_claim_consumer(struct kvf_claim *c, uint64_t kind, uint32_t consumer,
                         uint64_t of)
 {
-    struct kvf_gen_private *gen = c->gen->priv;
+    const struct kvf_reader r = {kind, of, consumer};
+    struct kvf_tally *t = tally_of(c->gen->priv, &r);
 
-    if (gen->g.readers_done == 0) {
-        gen->kind = kind;
-        gen->g.readers = of;
-    }
-    c->priv->consumer = gen->kind == kind ? (int64_t)consumer : KVF_NOBODY;
+    if (t == NULL)
+        return; /* it reads without being counted */
+    c->priv->reader = r;
+    t->live++;
+    recount(c->gen);
 }
 
-/* One more has read; false: it was counted before, or does not count. */
-static bool count_reader(struct kvf_gen_private *p, int64_t consumer)
+/* Once, among its kind. */
+static void add_reader(struct kvf_tally *t, uint32_t who)
 {
-    if (!p->g.by_consumer) {
-        p->g.readers_done++;
-        return true;
-    }
-    if (consumer == KVF_NOBODY)
-        return false;
-    for (unsigned i = 0; i < p->n_consumers; i++)
-        if (p->consumers[i] == consumer)
-            return false;
-    if (p->n_consumers == p->cap_consumers) {
-        unsigned cap = p->cap_consumers == 0 ? 16 : 2 * p->cap_consumers;
-        uint32_t *more = realloc(p->consumers, cap * sizeof *more);
+    for (unsigned i = 0; i < t->n; i++)
+        if (t->who[i] == who)
+            return;
+    if (t->n == t->cap) {
+        unsigned cap = t->cap == 0 ? 16 : 2 * t->cap;
+        uint32_t *more = reallocarray(t->who, cap, sizeof *more);
 
         if (more == NULL)
-            return false; /* its time to live ends it then */
-        p->consumers = more;
-        p->cap_consumers = cap;
+            return; /* the time to live ends it then */
+        t->who = more;
+        t->cap = cap;
     }
-    p->consumers[p->n_consumers++] = (uint32_t)consumer;
-    p->g.readers_done++;
-    return true;
+    t->who[t->n++] = who;
+}
+
+/* A claim has ended, done or not. Have all read who shall? */
+static void count_reader(struct kvf_gen *g, const struct kvf_reader *r,
+                         bool was_live, bool done)
+{
+    if (g->by_consumer) {
+        struct kvf_tally *t = r->of != 0 ? tally_of(g->priv, r) : NULL;
+
+        if (t == NULL)
+            return;
+        t->live -= was_live;
+        if (done)
+            add_reader(t, r->who);
+        recount(g);
+    } else if (done) {
+        g->readers_done++;
+    }
+    if (!g->retired && g->readers_done != 0 && g->readers != 0 &&
+        g->readers_done >= g->readers)
+        kvf_gen_retire(g, KVF_RETIRE_CONSUMED, NULL, 0, 0);
+}
+
+void kvf_tallies_free(struct kvf_gen_private *p)
+{
+    for (unsigned i = 0; i < p->n_tallies; i++)
+        free(p->tallies[i].who);
+    free(p->tallies);
 }
 
 /* The claim no longer counts and is not found any more. */
@@ -211,8 +261,7 @@ void kvf_claim_done(struct kvf_claim *c)
         return;
     end(c);
     g->priv->st->stats->claims_done++;
-    if (count_reader(g->priv, c->priv->consumer))
-        consume_if_read(g);
+    count_reader(g, &c->priv->reader, true, true);
     release(c);
 }
 
@@ -224,8 +273,9 @@ void kvf_claim_abort(struct kvf_claim *c)
         return;
     end(c);
     g->priv->st->stats->claims_aborted++;
+    count_reader(g, &c->priv->reader, true, false);
     if (!g->retired) {
-        late_add(g->priv, c->id, c->priv->consumer);
+        late_add(g->priv, c->id, &c->priv->reader);
         kvf_waiters_serve(g->priv->key);
     }
     release(c);
@@ -251,11 +301,11 @@ void kvf_store_late_done(struct kvf_store *st, uint64_t claim_id)
     if (i == 0)
         return;
     struct kvf_gen *g = &st->late[i - 1].gen->g;
-    int64_t consumer = st->late[i - 1].consumer;
+    struct kvf_reader reader = st->late[i - 1].reader;
 
     late_drop(st, &st->late[i - 1]);
-    if (kvf_gen_has_reader(g) && count_reader(g->priv, consumer))
-        consume_if_read(g);
+    if (kvf_gen_has_reader(g))
+        count_reader(g, &reader, false, true);
 }
 
 /* ---- where the bytes are --------------------------------------------------

@@ -71,7 +71,7 @@ static void gen_free(struct kvf_gen_private *p)
 {
     if (p->g.user != NULL && p->st->ops.on_freed != NULL)
         p->st->ops.on_freed(p->st->arg, p->g.user);
-    free(p->consumers);
+    kvf_tallies_free(p);
     kvf_tomb_free(p->tomb);
     free(p);
 }

@@ -154,8 +154,9 @@ struct kvf_claim {
 void kvf_store_claims_from(struct kvf_store *st, uint64_t first);
 /* put.by_consumer: the claim is that of reader `consumer` out of `of`. Done, it
  * counts only if that one has not been counted yet. `kind` tells whose readers
- * they are: as long as none was counted the latest kind (and its number) holds,
- * later another kind reads without being counted. */
+ * they are, and each kind counts for itself. The generation is consumed when
+ * all have read of every kind of which one has read or holds a claim;
+ * gen->readers and readers_done are the sums over those kinds. */
 void kvf_claim_consumer(struct kvf_claim *c, uint64_t kind, uint32_t consumer,
                         uint64_t of);
 /* Finds a claim by id; NULL when it is not live (ended ones too). */

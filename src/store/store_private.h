@@ -59,29 +59,40 @@ struct kvf_gen_private {
     struct kvf_tomb *tomb; /* made with the put: retiring needs no memory */
     unsigned n_held;       /* ended claims that still have io */
     bool quiet;
-    uint64_t kind; /* by_consumer: whose readers these are, and who has read */
-    uint32_t *consumers;
-    unsigned n_consumers, cap_consumers;
+    struct kvf_tally *tallies; /* by_consumer: one for each kind of readers */
+    unsigned n_tallies;
     unsigned n_bufs, n_regions; /* each buffer and region once */
     struct kvf_buffer **bufs;
     struct kvf_region **regions;
     uint64_t *starts; /* payload offset at which each segment begins */
 };
 
-#define KVF_NOBODY (-1LL) /* consumer of a claim that does not count */
+/* by_consumer: a reader by name. of 0: one that does not count. */
+struct kvf_reader {
+    uint64_t kind, of;
+    uint32_t who;
+};
+
+/* Readers of one kind: those who have read, and claims that may yet. */
+struct kvf_tally {
+    uint64_t kind, of;
+    uint32_t *who;
+    unsigned n, cap, live;
+};
+#define KVF_TALLIES_MAX 64u
 
 struct kvf_claim_private {
     UT_hash_handle hh;
     struct kvf_claim c;
     struct kvf_list gen_node;
-    int64_t consumer; /* by_consumer generations only */
+    struct kvf_reader reader;
 };
 
 /* An aborted claim whose DONE may still be on its way. */
 struct kvf_late {
     uint64_t id;
     struct kvf_gen_private *gen; /* NULL = entry not in use */
-    int64_t consumer;
+    struct kvf_reader reader;
     struct kvf_list gen_node;
     uint16_t next; /* in the chain of its bucket: index + 1 */
 };
@@ -176,4 +187,5 @@ void kvf_waiters_forget(struct kvf_list *list, struct kvf_store *st);
 struct kvf_claim *kvf_claim_new(struct kvf_gen *g);
 void kvf_claim_free(struct kvf_claim_private *p);
 void kvf_late_forget(struct kvf_gen_private *p);
+void kvf_tallies_free(struct kvf_gen_private *p);
 #endif

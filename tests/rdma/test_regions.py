@@ -22,3 +22,14 @@ def test_regions_are_read_and_written_in_place(ab):
     assert "REGIONS OK" in text, text
     # What was registered for them is registered no more.
     until(lambda: vm_daemon.snapshot(a, b) == before, "the objects of before")
+
+
+def test_regions_as_soon_as_the_daemons_are_there(guest, start):
+    """Nothing has gone over the link yet, and it is the only transport: gets,
+    writes and reads wait for it and for what is being registered."""
+    a = start(guest, 0).start()
+    b = start(guest, 1).knows(a).start()
+    text = guest.sh(f"{ENV}regions {a.endpoint} {b.endpoint} {TRANSPORT}",
+                    60 * SLOW)
+    assert "REGIONS OK" in text, text
+    assert b.counter("retries") == 0

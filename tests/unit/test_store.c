@@ -425,68 +425,6 @@ static void bounds(void **state)
     /* Teardown destroys the store with a live generation and a claim. */
 }
 
-static struct kvf_claim *claim_as(struct fx *f, uint64_t kind, uint32_t who,
-                                  uint64_t of)
-{
-    struct kvf_claim *c = claim(f, "b");
-
-    kvf_claim_consumer(c, kind, who, of);
-    return c;
-}
-
-/* Readers known by name: each counts once, however often it reads and however
- * late its DONE comes; no claim keeps another from being granted. */
-static void readers_by_name(void **state)
-{
-    struct fx *f = *state;
-    struct kvf_buffer *b = fx_buffer(f, 100);
-    struct kvf_seg seg = {.buffer = b, .offset = b->offset, .length = 100};
-    struct kvf_put put = {.key = "b",
-                          .key_len = 1,
-                          .segs = &seg,
-                          .n_segs = 1,
-                          .ttl_ms = 1000,
-                          .by_consumer = true};
-    struct kvf_claim *c, *twin;
-    const struct kvf_gen *g;
-    uint64_t id;
-
-    kvf_store_claims_from(f->st, 1ull << 62);
-    assert_int_equal(kvf_store_put(f->st, &put, &g, NULL), 0);
-    /* Another kind before anybody has read: the latest holds. */
-    kvf_claim_abort(claim_as(f, 9, 0, 1));
-    c = claim_as(f, 1, 0, 3);
-    assert_true(c->id >= 1ull << 62);
-    twin = claim_as(f, 1, 0, 3);
-    fx_check(f);
-    kvf_claim_done(c);
-    kvf_claim_done(twin);
-    kvf_claim_done(claim_as(f, 1, 0, 3));
-    assert_int_equal(g->readers_done, 1);
-    /* Once somebody has read, another kind reads without being counted. */
-    kvf_claim_done(claim_as(f, 9, 5, 1));
-    assert_int_equal(g->readers_done, 1);
-    assert_int_equal(g->readers, 3);
-    /* Aborted when its session was lost, and its DONE comes late, and twice. */
-    c = claim_as(f, 1, 1, 3);
-    id = c->id;
-    kvf_claim_abort(c);
-    kvf_store_late_done(f->st, id);
-    kvf_store_late_done(f->st, id);
-    assert_int_equal(g->readers_done, 2);
-    c = claim_as(f, 1, 1, 3);
-    id = c->id;
-    kvf_claim_abort(c);
-    kvf_store_late_done(f->st, id); /* rank 1 has been counted */
-    assert_int_equal(g->readers_done, 2);
-    fx_check(f);
-    kvf_claim_done(claim_as(f, 1, 2, 3));
-    fx_settle(f);
-    assert_int_equal(f->retired[KVF_RETIRE_CONSUMED], 1);
-    assert_int_equal(f->last_readers_done, 3);
-    fx_all_free(f);
-}
-
 #define MANY 10000u
 
 static void many_waiters(void **state)
@@ -529,7 +467,6 @@ int main(void)
 #define T(fn) cmocka_unit_test_setup_teardown(fn, setup, teardown)
     const struct CMUnitTest tests[] = {
         T(readers_consume),
-        T(readers_by_name),
         T(parked_in_order_and_no_overtaking),
         T(generations),
         T(memory_waits_for_io),
