@@ -249,8 +249,9 @@ struct kvferry_transfer {
 };
 
 struct kvferry_push_options {
-    struct kvferry_put_options put; /* notify is refused; ttl_ms 0: the
-                                       receiver's put_ttl_ms */
+    struct kvferry_put_options put; /* ttl_ms 0: the receiver's put_ttl_ms;
+                                       notify: the event "retired" tells how
+                                       it ended there */
     struct kvferry_target to;
     uint64_t timeout_ms; /* 0: the daemon's default; KVFERRY_NO_TIMEOUT */
 };
@@ -263,7 +264,7 @@ int kvferry_push(struct kvferry *h, const char *key, const void *data,
                  size_t size, const struct kvferry_push_options *o,
                  struct kvferry_transfer *r);
 /* The same from memory in place, which stays yours; do not change it before
- * the answer. */
+ * the answer. Regions need no `notify`: the answer says that they are free. */
 int kvferry_push_segments(struct kvferry *h, const char *key,
                           const struct kvferry_segment *segments, unsigned n,
                           const struct kvferry_push_options *o,

@@ -243,9 +243,6 @@ int cli_put(struct cli *c, int argc, char **argv)
             return cli_usage(c, "bad option");
     if (argc - optind != 2)
         return cli_usage(c, "needs KEY and FILE");
-    if (j.push && j.o.put.notify)
-        return cli_usage(c, "--wait-retired: only the receiver's daemon knows "
-                            "when a push was read");
     if (!j.push && j.o.timeout_ms != 0)
         return cli_usage(c, "--timeout goes with --to or --target");
     c->on_event = on_event;

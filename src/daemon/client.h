@@ -8,6 +8,8 @@
 
 #include <sys/types.h>
 
+struct kvf_call;
+
 struct kvf_client {
     struct kvf_server *server;
     uint64_t serial; /* never repeats */
@@ -52,6 +54,10 @@ void kvf_event_retired(void *server, const struct kvf_gen *gen,
  * session (store.h, kvf_put.publisher). NULL: nobody. */
 struct kvf_client *kvf_event_listener(struct kvf_server *s,
                                       const struct kvf_id *publisher);
+/* The address of the caller for it. */
+struct kvf_id kvf_event_address(const struct kvf_call *call);
+/* A push of an engine of ours has ended at its receiver. */
+void kvf_event_push_end(void *server, const struct kvf_push_end *e);
 void kvf_event_written(void *server, const struct kvf_window *w, bool write,
                        const void *data, size_t len);
 /* The same for a publication. */
@@ -65,8 +71,6 @@ void kvf_event_pool(struct kvf_server *s);
 
 /* ---- requests that are answered later -------------------------------------
  */
-
-struct kvf_call;
 
 struct kvf_pending {              /* embedded */
     struct kvf_list node;         /* in client->pending */

@@ -58,6 +58,16 @@ void kvf_call_why(struct kvf_call *call, const struct kvf_why *why)
     (void)kvf_reply_why(call->s, &call->to, why);
 }
 
+bool kvf_call_no_events(struct kvf_call *call, bool notify)
+{
+    if (!notify || !call->to.delimiter)
+        return false;
+    kvf_call_reply(call, KVF_INVALID,
+                   "notify needs a DEALER socket: a REQ would take the event "
+                   "for its reply");
+    return true;
+}
+
 struct kvf_session *kvf_call_session(struct kvf_call *call)
 {
     if (call->client->session == NULL)

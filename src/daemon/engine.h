@@ -20,6 +20,8 @@ void kvf_call_reply(struct kvf_call *call, enum kvf_status status,
                     const char *message);
 void kvf_call_ok(struct kvf_call *call);
 void kvf_call_why(struct kvf_call *call, const struct kvf_why *why);
+/* True, after replying INVALID, when an event is wanted by a REQ socket. */
+bool kvf_call_no_events(struct kvf_call *call, bool notify);
 
 /* The session of the caller, or NULL after replying STALE. */
 struct kvf_session *kvf_call_session(struct kvf_call *call);

@@ -52,12 +52,21 @@ struct kvf_client *kvf_event_listener(struct kvf_server *s,
                          kvf_client_find(s, kvf_get_u64(publisher->b)));
 }
 
-/* The event, whose fields are in s->scratch already, goes to the publisher. */
-static void send_retired(struct kvf_server *s, const struct kvf_gen *gen)
+struct kvf_id kvf_event_address(const struct kvf_call *call)
 {
-    struct kvf_client *putter =
-        kvf_client_find(s, kvf_get_u64(gen->publisher.b));
-    struct kvf_client *c = find_listener(s, &gen->publisher, putter);
+    const struct kvf_session *ss = call->client->session;
+    struct kvf_id id;
+
+    kvf_put_u64(id.b, call->client->serial);
+    kvf_put_u64(id.b + 8, ss != NULL ? ss->serial : 0);
+    return id;
+}
+
+/* The event, whose fields are in s->scratch already, goes to the publisher. */
+static void send_retired(struct kvf_server *s, const struct kvf_id *publisher)
+{
+    struct kvf_client *putter = kvf_client_find(s, kvf_get_u64(publisher->b));
+    struct kvf_client *c = find_listener(s, publisher, putter);
 
     if (c != NULL)
         kvf_client_event(c);
@@ -65,23 +74,35 @@ static void send_retired(struct kvf_server *s, const struct kvf_gen *gen)
         putter->notify--;
 }
 
-void kvf_event_retired(void *server, const struct kvf_gen *gen,
-                       enum kvf_retire reason)
+void kvf_event_push_end(void *server, const struct kvf_push_end *e)
 {
     struct kvf_server *s = server;
     struct kvf_mpw *w = &s->scratch;
 
-    if (!gen->notify)
-        return;
     kvf_mpw_reset(w);
     kvf_mpw_map(w, 5);
     kvf_mpw_kv_str(w, "event", "retired");
     kvf_mpw_str(w, "key");
-    kvf_mpw_strn(w, gen->key, gen->key_len);
-    kvf_mpw_kv_u64(w, "generation", gen->generation);
-    kvf_mpw_kv_str(w, "reason", kvf_retire_name(reason));
-    kvf_mpw_kv_u64(w, "readers_done", gen->readers_done);
-    send_retired(s, gen);
+    kvf_mpw_strn(w, e->key, e->key_len);
+    kvf_mpw_kv_u64(w, "generation", e->generation);
+    kvf_mpw_kv_str(w, "reason", kvf_retire_name(e->reason));
+    kvf_mpw_kv_u64(w, "readers_done", e->readers_done);
+    send_retired(s, &e->publisher);
+}
+
+void kvf_event_retired(void *server, const struct kvf_gen *gen,
+                       enum kvf_retire reason)
+{
+    struct kvf_server *s = server;
+    struct kvf_push_end e = {.key = gen->key,
+                             .key_len = gen->key_len,
+                             .generation = gen->generation,
+                             .readers_done = gen->readers_done,
+                             .reason = reason,
+                             .publisher = gen->publisher};
+
+    if (gen->notify && !kvf_peers_retired(s->peers, gen, reason))
+        kvf_event_push_end(s, &e);
 }
 
 void kvf_event_unpublished(void *server, const struct kvf_gen *gen,
@@ -101,7 +122,7 @@ void kvf_event_unpublished(void *server, const struct kvf_gen *gen,
     kvf_mpw_kv_bin(w, "tag", p->tag.b, KVF_ID_LEN);
     kvf_mpw_kv_str(w, "reason", kvf_retire_name(reason));
     kvf_mpw_kv_u64(w, "consumers_done", gen->readers_done);
-    send_retired(s, gen);
+    send_retired(s, &gen->publisher);
 }
 
 void kvf_event_peer(void *server, const struct kvf_worker *worker, bool up,

@@ -113,8 +113,7 @@ static int publish(struct kvf_call *call, struct kvf_session *ss,
 
     if (p.layout == NULL)
         return -KVF_INVALID;
-    kvf_put_u64(p.publisher.b, call->client->serial);
-    kvf_put_u64(p.publisher.b + 8, ss->serial);
+    p.publisher = kvf_event_address(call);
     rc = kvf_publish(s->blocks, &p, &g, why);
     if (rc < 0)
         return rc;
@@ -138,12 +137,8 @@ static bool refused(struct kvf_call *call)
     if (call->s->drain.active)
         kvf_call_reply(call, KVF_SHUTTING_DOWN,
                        "the daemon is draining and publishes nothing");
-    else if (call->req->u.publish.notify && call->to.delimiter)
-        kvf_call_reply(call, KVF_INVALID,
-                       "notify needs a DEALER socket: a REQ would take the "
-                       "event for its reply");
     else
-        return false;
+        return kvf_call_no_events(call, call->req->u.publish.notify);
     return true;
 }
 

@@ -12,6 +12,7 @@ struct pending_move {
     struct kvf_pending pending;
     struct kvf_server *server;
     struct kvf_move *move;
+    bool notify; /* a push whose `retired` will be due */
 };
 
 static void write_timing(struct kvf_server *s, const struct kvf_move_result *r)
@@ -34,6 +35,7 @@ static void on_reply(void *arg, const struct kvf_move_result *r)
     kvf_pending_to(&p->pending, &to);
     kvf_reply_begin(s, &to, r->status, r->text);
     if (r->status == KVF_OK) {
+        p->pending.client->notify += p->notify;
         kvf_reply_u64(s, "size", r->size);
         if (r->kind == KVF_MOVE_PUSH)
             kvf_reply_u64(s, "generation", r->generation);
@@ -72,6 +74,7 @@ static int start(struct kvf_call *call, const struct kvf_move_params *params,
     if (p == NULL)
         return kvf_fail(why, KVF_INTERNAL, "out of memory");
     p->server = s;
+    p->notify = params->kind == KVF_MOVE_PUSH && params->put->notify;
     rc = kvf_pending_begin(&p->pending, call, cancel_move, why);
     if (rc == 0) {
         rc = kvf_move_start(s->moves, params, on_reply, p, &p->move, why);
@@ -114,6 +117,7 @@ void kvf_op_push(struct kvf_call *call)
         .segs = call->s->segs,
         .n_segs = r->put.n_segments,
         .put = &r->put,
+        .publisher = kvf_event_address(call),
     };
     struct kvf_why why;
 
@@ -121,12 +125,8 @@ void kvf_op_push(struct kvf_call *call)
         kvf_call_reply(call, KVF_SHUTTING_DOWN, "the daemon is draining");
         return;
     }
-    if (r->put.notify) {
-        kvf_call_reply(call, KVF_UNSUPPORTED,
-                       "a push has no `retired` event: its reply says that "
-                       "the memory is yours again");
+    if (kvf_call_no_events(call, r->put.notify))
         return;
-    }
     if (r->put.segments == NULL) {
         if (call->req->payload_len > call->s->conf->inline_max) {
             kvf_call_reply(call, KVF_TOO_LARGE,

@@ -251,7 +251,6 @@ static void fill_put(const struct kvf_call *call, unsigned n_segs,
                      struct kvf_put *put)
 {
     const struct kvf_req_put *r = &call->req->u.put;
-    const struct kvf_session *ss = call->client->session;
 
     *put = (struct kvf_put){
         .key = r->key.p,
@@ -265,10 +264,8 @@ static void fill_put(const struct kvf_call *call, unsigned n_segs,
         .reject_duplicate = r->on_duplicate == KVF_DUP_REJECT,
         .has_checksum = r->checksum,
         .notify = r->notify,
+        .publisher = kvf_event_address(call),
     };
-    /* Whom `retired` goes to (event.c). */
-    kvf_put_u64(put->publisher.b, call->client->serial);
-    kvf_put_u64(put->publisher.b + 8, ss != NULL ? ss->serial : 0);
 }
 
 static void put_failed(struct kvf_call *call, const struct kvf_why *why)
@@ -306,12 +303,8 @@ static bool put_refused(struct kvf_call *call)
     if (call->s->drain.active)
         kvf_call_reply(call, KVF_SHUTTING_DOWN,
                        "the daemon is draining and takes no puts");
-    else if (call->req->u.put.notify && call->to.delimiter)
-        kvf_call_reply(call, KVF_INVALID,
-                       "notify needs a DEALER socket: a REQ would take the "
-                       "event for its reply");
     else
-        return false;
+        return kvf_call_no_events(call, call->req->u.put.notify);
     return true;
 }
 

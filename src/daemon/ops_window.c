@@ -56,8 +56,7 @@ static int add_window(struct kvf_call *call, struct kvf_session *ss,
     rc = take_memory(call, ss, &spec.seg, why);
     if (rc < 0)
         return rc;
-    kvf_put_u64(spec.listener.b, call->client->serial);
-    kvf_put_u64(spec.listener.b + 8, ss->serial);
+    spec.listener = kvf_event_address(call);
     rc = kvf_window_add(call->s->peers, &spec, out, why);
     if (rc < 0 && spec.seg.buffer != NULL)
         kvf_buffer_retire(spec.seg.buffer);

@@ -319,6 +319,7 @@ static void fill_peers_env(struct kvf_server *s, struct kvf_peers_env *env)
         .on_peer = kvf_event_peer,
         .on_peer_arg = s,
         .on_written = kvf_event_written,
+        .on_push_end = kvf_event_push_end,
     };
     snprintf(env->bulk_host, sizeof env->bulk_host, "%s", s->bind_host);
     snprintf(env->host, sizeof env->host, "%s", s->host);

@@ -79,7 +79,9 @@
     X(guest_claims, x.guest_claims, "claims of others on our keys")            \
     X(windows, x.windows, "windows that engines expose here")                  \
     X(accesses, x.accesses, "accesses of others to windows and rooms here")    \
-    X(rooms, x.rooms, "pushes of others under way to us")
+    X(rooms, x.rooms, "pushes of others under way to us")                      \
+    X(watches, x.watches, "our pushes with notify that have not ended")        \
+    X(pushed, x.pushed, "those of others: here, or their end not seen yet")
 #define HISTOGRAMS(X)                                                          \
     X(lookup_us, "until the owner granted the claim")                          \
     X(wait_us, "waiting for the key")                                          \

@@ -16,6 +16,7 @@
 #include "peer/window.h"
 
 struct kvf_room;
+struct kvf_pushed;
 
 struct kvf_access {
     uint64_t id; /* first: told from a kvf_claim by its top bit */
@@ -82,6 +83,21 @@ void kvf_room_ended(struct kvf_room *r);
 void kvf_room_quiet(struct kvf_room *r);
 unsigned kvf_rooms_count(const struct kvf_peers *ps);
 void kvf_rooms_destroy(struct kvf_peers *ps);
+
+/* retired.c, the receiver's side: a push whose sender wants to hear of its end,
+ * kept from its publication on. NULL without memory. */
+struct kvf_pushed *kvf_pushed_new(const struct kvf_id *push,
+                                  const struct kvf_id *sender);
+void kvf_pushed_add(struct kvf_peers *ps, struct kvf_pushed *e,
+                    uint64_t generation); /* takes e over */
+void kvf_pushed_destroy(struct kvf_peers *ps);
+/* The guest has a new connection: it may have missed what it was told. */
+void kvf_guest_retired_again(struct kvf_guest *g);
+void kvf_guest_on_retired_seen(struct kvf_guest *g,
+                               const struct kvf_peer_retired *r);
+
+/* watches and pushed */
+void kvf_retired_gauges(const struct kvf_peers *ps, struct kvf_peers_gauges *g);
 
 /* memo.c: the outcomes of the last so many requests, by their random ids. */
 void kvf_memo_add(struct kvf_memo *m, const struct kvf_id *id, uint64_t value);

@@ -274,6 +274,7 @@ static void welcome(struct kvf_guest *g, const struct kvf_peer_msg *hello)
     kvf_guest_answer(g, &m, NULL, 0);
     free(dead);
     kvf_guest_revoke_again(g);
+    kvf_guest_retired_again(g);
 }
 
 static struct kvf_guest *guest_new(struct kvf_peers *ps,

@@ -234,7 +234,7 @@ static void forget_incarnation(struct kvf_peer *p)
     kvf_fail(&why, KVF_PEER_UNREACHABLE,
              "%s has restarted since: what it had is gone", p->name);
     kvf_peer_lose_grants(p, true, &why);
-    kvf_peer_drop_ends(p);
+    kvf_peer_gone(p);
     close_tcp(p);
     kvf_peer_rdma_stop(p);
     close_shm(p);
@@ -440,12 +440,15 @@ static void dispatch(struct kvf_peer *p, struct kvf_peer_msg *m)
     case KVF_PEER_APPLIED:
         kvf_peer_on_applied(p, m);
         break;
+    case KVF_PEER_RETIRED:
+        kvf_peer_on_retired(p, &m->u.retired);
+        break;
     case KVF_PEER_PONG:
         break; /* last_rx_ns is what it was for */
     case KVF_PEER_BYE:
         kvf_fail(&p->why, KVF_PEER_UNREACHABLE, "%s went away: %s", p->name,
                  m->u.bye.text);
-        kvf_peer_drop_ends(p);
+        kvf_peer_gone(p);
         go_down(p, KVF_PEER_DOWN);
         break;
     case KVF_PEER_RDMA_ACCEPT:
@@ -476,6 +479,7 @@ static void dispatch(struct kvf_peer *p, struct kvf_peer_msg *m)
     case KVF_PEER_ROOM_ASK:
     case KVF_PEER_COMMIT:
     case KVF_PEER_NOTIFY:
+    case KVF_PEER_RETIRED_SEEN:
     case KVF_PEER_TYPE_END:
         p->ps->env.stats->peer_malformed++;
         break;
@@ -534,11 +538,10 @@ static void tick_up(struct kvf_peer *p)
         go_down(p, KVF_PEER_DOWN);
         return;
     }
-    if (p->renewing) {
+    if (p->renewing)
         send_hello(p);
-    } else if (s->now_ns - p->last_rx_ns >= ping / 2) {
+    else if (s->now_ns - p->last_rx_ns >= ping / 2)
         send_ping(p);
-    }
     if (p->ends != NULL && s->now_ns > END_AGAIN_NS)
         kvf_peer_send_ends(p, s->now_ns - END_AGAIN_NS);
     due = s->now_ns + ping;
@@ -562,8 +565,8 @@ static void peer_tick(struct kvf_timer *t)
         return;
     case KVF_PEER_DIALING:
     case KVF_PEER_DOWN:
-        if (p->ends != NULL && s->now_ns - p->down_since_ns > ENDS_KEPT_NS)
-            kvf_peer_drop_ends(p);
+        if (s->now_ns - p->down_since_ns > ENDS_KEPT_NS)
+            kvf_peer_gone(p);
         if (p->dial == NULL) {
             dial(p);
             return;

@@ -19,6 +19,7 @@ void kvf_peer_free(struct kvf_peer *p)
     kvf_peer_fail_asks(p, &why);
     kvf_peer_lose_grants(p, true, &why);
     kvf_peer_drop_ends(p);
+    kvf_peer_drop_watches(p);
     if (p->state == KVF_PEER_UP && kvf_list_empty(&p->outq)) {
         struct kvf_peer_msg m;
 
@@ -46,7 +47,7 @@ static bool evict_one(struct kvf_peers *ps)
 
     HASH_ITER (hh, ps->peers, p, next) {
         if (kvf_list_empty(&p->users) && p->asks == NULL && p->grants == NULL &&
-            p->ends == NULL) {
+            p->ends == NULL && kvf_list_empty(&p->watches)) {
             kvf_peer_free(p);
             return true;
         }
@@ -87,6 +88,7 @@ int kvf_peer_at(struct kvf_peers *ps, const char *host, uint16_t port,
     p->port = port;
     kvf_fail(&p->why, KVF_PEER_UNREACHABLE, "no answer from %s so far", addr);
     kvf_list_init(&p->users);
+    kvf_list_init(&p->watches);
     kvf_list_init(&p->outq);
     p->tcp.on_down = on_link_down;
     p->shm.on_down = on_link_down;

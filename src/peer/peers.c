@@ -18,6 +18,7 @@ int kvf_peers_create(const struct kvf_peers_env *env, struct kvf_peers **out,
     kvf_mpw_init(&ps->w);
     for (unsigned i = 0; i < KVF_STAGES; i++)
         kvf_edge_init(&ps->edge[i], i);
+    kvf_list_init(&ps->pushed_over);
     ps->next_ask = 1;
     for (unsigned i = 0; i < env->conf->n_peers; i++) {
         const struct kvf_conf_peer *p = &env->conf->peer[i];
@@ -56,6 +57,7 @@ void kvf_peers_destroy(struct kvf_peers *ps)
         free(pl);
     }
     kvf_rooms_destroy(ps); /* with their COMMIT, and without a guest */
+    kvf_pushed_destroy(ps);
     kvf_memo_free(&ps->pushes);
     kvf_memo_free(&ps->notices);
     kvf_mpw_fini(&ps->w);
@@ -166,6 +168,9 @@ static void on_session_message(struct kvf_guest *g, struct kvf_peer_msg *m)
     case KVF_PEER_NOTIFY:
         kvf_guest_on_notify(g, &m->u.notify);
         break;
+    case KVF_PEER_RETIRED_SEEN:
+        kvf_guest_on_retired_seen(g, &m->u.retired);
+        break;
     case KVF_PEER_LAYOUT:
         kvf_guest_on_layout(g, m);
         break;
@@ -193,6 +198,7 @@ static void on_session_message(struct kvf_guest *g, struct kvf_peer_msg *m)
     case KVF_PEER_ENDED:
     case KVF_PEER_REVOKED:
     case KVF_PEER_APPLIED:
+    case KVF_PEER_RETIRED:
     case KVF_PEER_RDMA_ACCEPT:
     case KVF_PEER_RDMA_REFUSE:
     case KVF_PEER_RDMA_KEYS:
@@ -335,6 +341,7 @@ void kvf_peers_gauges(const struct kvf_peers *ps, struct kvf_peers_gauges *out)
     g.windows = HASH_COUNT(ps->windows);
     g.accesses = HASH_COUNT(ps->accesses);
     g.rooms = kvf_rooms_count(ps);
+    kvf_retired_gauges(ps, &g);
     *out = g;
 }
 

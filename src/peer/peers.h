@@ -27,6 +27,15 @@ struct kvf_peers;
 struct kvf_peer;
 struct kvf_window;
 
+/* What became of a push at its receiver. */
+struct kvf_push_end {
+    const char *key;
+    size_t key_len;
+    uint64_t generation, readers_done;
+    enum kvf_retire reason;
+    struct kvf_id publisher; /* as kvf_put.publisher */
+};
+
 /* How processes that map our memory are watched (daemon/procwatch.c; faked in
  * tests). */
 struct kvf_proc_watch;
@@ -79,6 +88,9 @@ struct kvf_peers_env {
      * to know; may be NULL. With on_peer_arg. */
     void (*on_written)(void *arg, const struct kvf_window *w, bool write,
                        const void *data, size_t len);
+    /* A push of this daemon that was to be watched has ended at its receiver;
+     * may be NULL. With on_peer_arg. */
+    void (*on_push_end)(void *arg, const struct kvf_push_end *e);
 };
 
 /* env is copied. */
@@ -347,6 +359,21 @@ int kvf_peer_ask_blocks(struct kvf_peer *p, struct kvf_ask *a,
 int kvf_peer_together(struct kvf_peer *p, struct kvf_ask *a,
                       const struct kvf_peer_together *body,
                       struct kvf_why *why);
+/* A push whose end is wanted. Made before it is asked for; then either it was
+ * answered OK, and env.on_push_end is called once (perhaps from inside), or it
+ * is dropped. -KVF_BUSY: too many, or no memory. */
+#define KVF_WATCHES_MAX 65536u
+struct kvf_watch;
+int kvf_watch_new(struct kvf_peer *p, const struct kvf_id *push,
+                  const char *key, size_t key_len,
+                  const struct kvf_id *publisher, struct kvf_watch **out,
+                  struct kvf_why *why);
+void kvf_watch_published(struct kvf_watch *w, uint64_t generation);
+void kvf_watch_drop(struct kvf_watch *w);
+/* A generation of our store is quiet (kvf_store_ops.on_retired). True: it was
+ * pushed by another daemon, which is told. */
+bool kvf_peers_retired(struct kvf_peers *ps, const struct kvf_gen *gen,
+                       enum kvf_retire reason);
 /* No callback will come; a grant that arrives later is aborted. Idempotent. */
 void kvf_peer_unask(struct kvf_ask *a);
 
@@ -373,6 +400,8 @@ struct kvf_peers_gauges {
     unsigned windows;      /* that our engines expose */
     unsigned accesses;     /* of others to windows and rooms */
     unsigned rooms;        /* pushes of others under way */
+    unsigned watches;      /* our pushes whose end is awaited */
+    unsigned pushed;       /* those of others here */
 };
 void kvf_peers_gauges(const struct kvf_peers *ps, struct kvf_peers_gauges *g);
 struct kvf_peer_info {

@@ -61,6 +61,7 @@ struct kvf_peer {
     struct kvf_end *ends;             /* by claim id */
     struct kvf_far *fars;             /* layouts of its engines */
     struct kvf_told told;
+    struct kvf_list watches; /* our pushes there (retired.c) */
     struct kvf_list outq;
     struct kvf_mapping *pool_map;
     struct kvf_mapping *pool_rw; /* for writing; made with the first such grant
@@ -173,6 +174,10 @@ struct kvf_peers {
     struct kvf_window *windows, *windows_by_id;
     struct kvf_room *rooms;          /* by the push's id */
     struct kvf_memo pushes, notices; /* done already */
+    struct kvf_watch *watches;       /* by the push's id (retired.c) */
+    struct kvf_pushed *pushed;       /* by generation */
+    struct kvf_list pushed_over;     /* retired, not seen by the sender yet */
+    unsigned n_pushed_over;
     bool draining;
     struct kvf_mpw w;
     uint64_t next_ask;
@@ -237,6 +242,11 @@ void kvf_peer_lose_grants(struct kvf_peer *p, bool shm_too,
                           const struct kvf_why *why);
 void kvf_peer_send_ends(struct kvf_peer *p, uint64_t not_before_ns);
 void kvf_peer_drop_ends(struct kvf_peer *p);
+/* retired.c: RETIRED came; what it had is gone for good (or for so long that
+ * nobody waits for it); we go ourselves */
+void kvf_peer_on_retired(struct kvf_peer *p, const struct kvf_peer_retired *r);
+void kvf_peer_gone(struct kvf_peer *p);
+void kvf_peer_drop_watches(struct kvf_peer *p);
 /* far.c */
 #define KVF_FARS_MAX 256u
 /* Empties the message. -KVF_BUSY at the bound, -KVF_NO_SPACE; -KVF_EXISTS when

@@ -32,6 +32,7 @@ struct kvf_room {
     struct kvf_buffer *buffer;
     struct kvf_access *access;
     struct kvf_edge_wait edge;
+    struct kvf_pushed *pushed; /* the sender wants to hear of its end */
     struct kvf_checksum sum;
     UT_hash_handle hh; /* by push, until DYING */
 };
@@ -56,6 +57,7 @@ static void room_free(struct kvf_room *r)
     if (r->buffer != NULL)
         kvf_buffer_retire(r->buffer);
     kvf_edge_leave(&r->edge);
+    free(r->pushed);
     free(r);
 }
 
@@ -114,6 +116,9 @@ static int publish(struct kvf_room *r, uint64_t *generation,
         return rc;
     r->buffer = NULL;
     *generation = g->generation;
+    if (r->pushed != NULL)
+        kvf_pushed_add(ps, r->pushed, g->generation);
+    r->pushed = NULL;
     ps->env.stats->pushed++;
     log_put(g);
     /* From here on the push has been done, whatever becomes of the answer. */
@@ -221,10 +226,15 @@ static struct kvf_room *room_new(struct kvf_guest *g,
         .ttl_ms = ask->has_ttl ? ask->ttl_ms : ps->env.conf->put_ttl_ms,
         .readers = ask->readers,
         .reject_duplicate = ask->reject_duplicate,
+        .notify = ask->notify,
     };
     kvf_list_init(&r->guest_node);
-    HASH_ADD(hh, ps->rooms, push, sizeof r->push, r);
+    if (ask->notify)
+        r->pushed = kvf_pushed_new(&ask->push, &g->incarnation);
+    if (!ask->notify || r->pushed != NULL)
+        HASH_ADD(hh, ps->rooms, push, sizeof r->push, r);
     if (r->hh.tbl == NULL) {
+        free(r->pushed);
         free(r);
         return NULL;
     }

@@ -300,8 +300,13 @@ static int ask_room(struct kvf_move *m, struct kvf_why *why)
         .readers = m->readers,
         .reject_duplicate = m->reject_duplicate,
         .want_shm = kvf_peer_has_shm(m->peer),
+        .notify = m->wants_end,
     };
 
+    if (m->wants_end && m->watch == NULL &&
+        kvf_watch_new(m->peer, &m->id, m->name, m->name_len, &m->publisher,
+                      &m->watch, why) < 0)
+        return -(int)why->status;
     make_eager(m);
     if (m->eager) {
         body.bytes = m->bytes;

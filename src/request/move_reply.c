@@ -61,11 +61,13 @@ static void count_ok(const struct kvf_move *m)
     st->read_bytes += m->kind == KVF_MOVE_READ ? m->size : 0;
 }
 
-/* Memory first: who reads the reply may use it, and finds the room free. */
+/* Memory first: who reads the reply may use it, and finds the room free. What
+ * becomes of a push is told after it. */
 static void answer(struct kvf_move *m, struct kvf_move_result *r)
 {
     kvf_move_reply *reply = m->reply;
     void *arg = m->arg;
+    struct kvf_watch *watch = m->watch;
     char text[sizeof((struct kvf_why *)0)->text];
 
     if (r->text != NULL) {
@@ -75,6 +77,10 @@ static void answer(struct kvf_move *m, struct kvf_move_result *r)
     }
     kvf_move_release(m);
     reply(arg, r);
+    if (watch != NULL && r->status == KVF_OK)
+        kvf_watch_published(watch, r->generation);
+    else if (watch != NULL)
+        kvf_watch_drop(watch);
 }
 
 void kvf_move_finish(struct kvf_move *m)

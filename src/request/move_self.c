@@ -99,6 +99,8 @@ static int publish(struct kvf_move *m, struct kvf_why *why)
         .ttl_ms = m->has_ttl ? m->ttl_ms : env->conf->put_ttl_ms,
         .readers = m->readers,
         .reject_duplicate = m->reject_duplicate,
+        .notify = m->wants_end,
+        .publisher = m->publisher,
         .has_checksum = m->checksum,
         .checksum = m->sum_value,
     };

@@ -243,6 +243,8 @@ static bool copy_request(struct kvf_move *m, const struct kvf_move_params *p)
         m->readers = put->readers;
         m->reject_duplicate = put->on_duplicate == KVF_DUP_REJECT;
         m->checksum = put->checksum;
+        m->wants_end = put->notify;
+        m->publisher = p->publisher;
         m->m.confirm = true;
     } else {
         m->name = copy_bytes(p->window.p, p->window.len);

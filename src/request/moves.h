@@ -52,6 +52,7 @@ struct kvf_move_params { /* read during the call only */
     size_t payload_len;
     /* push */
     const struct kvf_req_put *put;
+    struct kvf_id publisher; /* put->notify: whom its end is told */
     /* write, read */
     struct kvf_slice_str window;
     uint64_t target_offset;

@@ -54,6 +54,9 @@ struct kvf_move {
     uint64_t target_offset;
     struct kvf_id id; /* of the push or the notification: random */
     bool has_ttl, reject_duplicate, checksum;
+    bool wants_end; /* of a push */
+    struct kvf_id publisher;
+    struct kvf_watch *watch; /* at the peer, while it runs */
     uint64_t ttl_ms, readers;
 
     /* where */

@@ -49,6 +49,8 @@
     X(COMMIT, 26, true)        /* all of a push is there: APPLIED or DENY */   \
     X(NOTIFY, 27, true)        /* for a window's owner: APPLIED or DENY */     \
     X(APPLIED, 28, false)      /* ROOM_ASK with bytes, COMMIT, NOTIFY: done */ \
+    X(RETIRED, 29, false)      /* what a push brought has been retired */      \
+    X(RETIRED_SEEN, 30, true)  /* that is known: need not be told again */     \
     X(RDMA_CONNECT, 32, true)  /* getter's end of an RC connection */          \
     X(RDMA_ACCEPT, 33, false)  /* owner's end of it */                         \
     X(RDMA_REFUSE, 34, false)  /* no such connection: with the reason */       \
@@ -143,6 +145,7 @@ struct kvf_peer_room_ask {
     const void *meta;
     size_t meta_len;
     bool has_ttl, reject_duplicate, want_shm, has_checksum;
+    bool notify; /* RETIRED is wanted */
     uint64_t ttl_ms, readers, checksum;
     const void *bytes; /* the payload itself, when it is small; else NULL */
     size_t bytes_len;
@@ -165,6 +168,13 @@ struct kvf_peer_notify {
     bool write;
     const void *data;
     size_t len;
+};
+
+/* Why, on the wire: consumed, expired, cleanup, replaced, failed. */
+#define KVF_PEER_REASONS 5u
+struct kvf_peer_retired { /* RETIRED_SEEN has the first two */
+    struct kvf_id push;
+    uint64_t generation, reason, readers_done;
 };
 
 /* ---- KV blocks (peer_msg_layout.c) */
@@ -282,6 +292,7 @@ struct kvf_peer_msg {
         struct {
             uint64_t ask, generation; /* generation 0: of a NOTIFY */
         } applied;
+        struct kvf_peer_retired retired; /* also RETIRED_SEEN */
         struct {
             char text[200];
         } bye;

@@ -470,6 +470,8 @@ static void read_body(struct reader *r, struct kvf_peer_msg *m)
     case KVF_PEER_COMMIT:
     case KVF_PEER_NOTIFY:
     case KVF_PEER_APPLIED:
+    case KVF_PEER_RETIRED:
+    case KVF_PEER_RETIRED_SEEN:
         r->rc = kvf_peer_push_read(r->map, m, r->why);
         break;
     case KVF_PEER_TYPE_END:

@@ -257,6 +257,8 @@ static bool put_body(struct kvf_mpw *w, const struct kvf_peer_msg *m)
     case KVF_PEER_COMMIT:
     case KVF_PEER_NOTIFY:
     case KVF_PEER_APPLIED:
+    case KVF_PEER_RETIRED:
+    case KVF_PEER_RETIRED_SEEN:
         return kvf_peer_push_write(w, m);
     case KVF_PEER_TYPE_END:
     default:

@@ -24,7 +24,8 @@ static void put_window_ask(struct kvf_mpw *w,
 
 static void put_room_ask(struct kvf_mpw *w, const struct kvf_peer_room_ask *a)
 {
-    kvf_mpw_map(w, 8u + a->has_ttl + a->has_checksum + (a->bytes != NULL));
+    kvf_mpw_map(w, 8u + a->has_ttl + a->has_checksum + (a->bytes != NULL) +
+                       a->notify);
     kvf_mpw_kv_u64(w, "ask", a->ask);
     kvf_mpw_kv_bin(w, "push", a->push.b, KVF_ID_LEN);
     kvf_mpw_str(w, "key");
@@ -40,6 +41,8 @@ static void put_room_ask(struct kvf_mpw *w, const struct kvf_peer_room_ask *a)
         kvf_mpw_kv_u64(w, "checksum", a->checksum);
     if (a->bytes != NULL)
         kvf_mpw_kv_bin(w, "bytes", a->bytes, a->bytes_len);
+    if (a->notify)
+        kvf_mpw_kv_bool(w, "notify", true);
 }
 
 static void put_commit(struct kvf_mpw *w, const struct kvf_peer_commit *c)
@@ -64,6 +67,18 @@ static void put_notify(struct kvf_mpw *w, const struct kvf_peer_notify *n)
     kvf_mpw_kv_bin(w, "data", n->data, n->len);
 }
 
+static void put_retired(struct kvf_mpw *w, const struct kvf_peer_retired *r,
+                        bool seen)
+{
+    kvf_mpw_map(w, seen ? 2 : 4);
+    kvf_mpw_kv_bin(w, "push", r->push.b, KVF_ID_LEN);
+    kvf_mpw_kv_u64(w, "generation", r->generation);
+    if (seen)
+        return;
+    kvf_mpw_kv_u64(w, "reason", r->reason);
+    kvf_mpw_kv_u64(w, "readers_done", r->readers_done);
+}
+
 bool kvf_peer_push_write(struct kvf_mpw *w, const struct kvf_peer_msg *m)
 {
     switch ((unsigned)m->head.type) {
@@ -83,6 +98,10 @@ bool kvf_peer_push_write(struct kvf_mpw *w, const struct kvf_peer_msg *m)
         kvf_mpw_map(w, 2);
         kvf_mpw_kv_u64(w, "ask", m->u.applied.ask);
         kvf_mpw_kv_u64(w, "generation", m->u.applied.generation);
+        return true;
+    case KVF_PEER_RETIRED:
+    case KVF_PEER_RETIRED_SEEN:
+        put_retired(w, &m->u.retired, m->head.type == KVF_PEER_RETIRED_SEEN);
         return true;
     default:
         return false;
@@ -163,6 +182,8 @@ static int read_room_rest(const msgpack_object *map,
     if (rc >= 0)
         rc = kvf_mp_bin(map, "bytes", 1, UINT32_MAX, &a->bytes, &a->bytes_len,
                         why);
+    if (rc >= 0)
+        rc = kvf_mp_bool(map, "notify", &a->notify, why);
     if (rc < 0)
         return rc;
     if (a->bytes != NULL && a->bytes_len != a->size)
@@ -226,6 +247,21 @@ static int read_notify(const msgpack_object *map, struct kvf_peer_notify *n,
     return rc < 0 ? rc : 0;
 }
 
+static int read_retired(const msgpack_object *map, struct kvf_peer_retired *r,
+                        bool seen, struct kvf_why *why)
+{
+    int rc = need_id(map, "push", &r->push, why);
+
+    if (rc > 0)
+        rc = need_u64(map, "generation", 0, UINT64_MAX, &r->generation, why);
+    if (rc > 0 && !seen)
+        rc = need_u64(map, "reason", 0, KVF_PEER_REASONS - 1, &r->reason, why);
+    if (rc > 0 && !seen)
+        rc =
+            need_u64(map, "readers_done", 0, UINT64_MAX, &r->readers_done, why);
+    return rc < 0 ? rc : 0;
+}
+
 int kvf_peer_push_read(const msgpack_object *map, struct kvf_peer_msg *m,
                        struct kvf_why *why)
 {
@@ -246,6 +282,10 @@ int kvf_peer_push_read(const msgpack_object *map, struct kvf_peer_msg *m,
             rc = need_u64(map, "generation", 0, UINT64_MAX,
                           &m->u.applied.generation, why);
         return rc < 0 ? rc : 0;
+    case KVF_PEER_RETIRED:
+    case KVF_PEER_RETIRED_SEEN:
+        return read_retired(map, &m->u.retired,
+                            m->head.type == KVF_PEER_RETIRED_SEEN, why);
     default:
         return kvf_fail(why, KVF_INVALID, "unknown type");
     }

@@ -46,7 +46,7 @@ static void on_event(struct kvferry *h, void *user, const char *name,
     struct seen *s = user;
 
     (void)h;
-    if (strcmp(name, "written") != 0)
+    if (strcmp(name, "written") != 0 && strcmp(name, "retired") != 0)
         return;
     s->events++;
     snprintf(s->json, sizeof s->json, "%s", json);
@@ -110,7 +110,8 @@ static void arrived(struct kvferry *b, const char *key, size_t n, unsigned seed,
 
 static void push(void)
 {
-    struct kvferry *a = open_handle(0, NULL), *b = open_handle(1, NULL);
+    struct seen s = {.events = 0};
+    struct kvferry *a = open_handle(0, &s), *b = open_handle(1, NULL);
     struct kvferry_push_options o = {.to = owner, .put = {.checksum = true}};
     static const size_t sizes[] = {1, 1000, 65536, 65537, 3000000};
     struct kvferry_transfer r;
@@ -128,7 +129,13 @@ static void push(void)
     OK(a, kvferry_push(a, "twice", "abc", 3, &o, NULL));
     STATUS(a, kvferry_push(a, "twice", "xyz", 3, &o, NULL), KVF_EXISTS);
     o.put.notify = true;
-    STATUS(a, kvferry_push(a, "n", "abc", 3, &o, NULL), KVF_UNSUPPORTED);
+    OK(a, kvferry_push(a, "n", "abc", 3, &o, NULL));
+    CHECK(s.events == 0);
+    OK(b, kvferry_cleanup(b, "n", -1, -1, NULL));
+    OK(b, kvferry_fail(b, "n", "enough"));
+    while (s.events == 0 && kvferry_wait(a, 5000) >= 0)
+        ;
+    CHECK(strstr(s.json, "\"reason\":\"failed\"") != NULL);
     kvferry_close(a);
     kvferry_close(b);
 }

@@ -204,6 +204,18 @@ def test_wait_retired(pair):
             event["readers_done"]) == ("retired", "k", "consumed", 1)
 
 
+def test_push_wait_retired(pair):
+    pair.src.knows(pair.dst)
+    p = start(pair.src, "put", "k", __file__, "--wait-retired", "--to", "1")
+    until(lambda: "published" in at(pair.dst, "ls").text, "published")
+    at(pair.dst, "get", "k", "--source", source(pair.dst))
+    out, err = p.communicate(timeout=20 * SLOW)
+    assert p.returncode == 0, err
+    event = json.loads(out.decode().splitlines()[-1])
+    assert (event["event"], event["key"], event["reason"],
+            event["readers_done"]) == ("retired", "k", "consumed", 1)
+
+
 @pytest.mark.parametrize("size", [5, 3 * MIB])
 def test_push(pair, tmp_path, size):
     """The bytes lie at the other daemon: a get that may not wait has them."""
@@ -221,7 +233,6 @@ def test_push(pair, tmp_path, size):
     at(pair.src, "put", "k", tmp_path / "in", "--to", "1")
     assert at(pair.dst, "get", "k", "--no-wait", "--source",
               source(pair.dst)).out == data
-    at(pair.src, "put", "k", "-", "--to", "1", "--wait-retired", rc=USAGE)
     at(pair.src, "put", "k", "-", "--timeout", "1s", rc=USAGE)
     at(pair.src, "put", "k", "-", "--target", "nowhere", rc=USAGE)
     at(pair.src, "put", "k", "-", "--target", "127.0.0.1:1", "--timeout",

@@ -114,8 +114,6 @@ def test_what_is_refused(ppair):
     src = ppair.b.filled(b"x" * 100)
     s = [seg(src)]
     ppair.b.want("INVALID", "push", key="k", segments=s)
-    ppair.b.want("UNSUPPORTED", "push", key="k", to=TO, segments=s,
-                 notify=True)
     ppair.b.want("INVALID", "push", key="k", to={"stage": 9}, segments=s)
     ppair.b.want("TOO_LARGE", "push", b"x" * (ppair.b.info["limits"]
                                               ["inline_max"] + 1),

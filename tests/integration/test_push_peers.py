@@ -9,10 +9,9 @@ import pytest
 
 import kvf
 from kvf import KIB, MIB, until
-from kvf_peer import ABORT, DENY, ENDED, GRANT, PING, PONG, REVOKED, UNASK
-from kvf_peer import Getter
+from kvf_peer import ABORT, APPLIED, COMMIT, DENY, ENDED, GRANT, NOTIFY, PING
+from kvf_peer import PONG, REVOKED, ROOM_ASK, UNASK, WINDOW_ASK, Getter
 
-WINDOW_ASK, ROOM_ASK, COMMIT, NOTIFY, APPLIED = range(24, 29)
 STATUS = {"INVALID": 1, "NOT_FOUND": 3, "STALE": 11, "NO_SPACE": 12,
           "TOO_LARGE": 13, "EXISTS": 15, "DENIED": 18}
 

@@ -227,6 +227,11 @@ def test_push(two):
     with pytest.raises(kvferry.TooLarge):
         a.push("large", a.region(80 << 20), to)
     assert b.get("small").to_bytes() == b"s"
+    moved = a.push("told", b"t", to, notify=True)
+    assert b.get("told").to_bytes() == b"t"
+    assert a.next_event(10) == {
+        "event": "retired", "key": "told", "generation": moved.generation,
+        "reason": "consumed", "readers_done": 1}
 
 
 def test_windows(two):

@@ -74,6 +74,8 @@ struct sim {
     /* Tests of windows: a notification has come. */
     void (*written)(struct sim_node *n, const struct kvf_window *w, bool write,
                     const void *data, size_t len);
+    /* Tests of pushes: `retired` of one with notify, at the pushing node. */
+    void (*push_end)(struct sim_node *n, const struct kvf_push_end *e);
 };
 
 struct sim_engine {

@@ -514,9 +514,11 @@ static void check_node_quiet(struct sim *sim, struct sim_node *n)
     if (g.running + g.views + g.queued != 0 || g.pull_bytes != 0)
         sim_fail(sim, "node %u: %u gets, %u views are left", n->idx, g.running,
                  g.views);
-    if (p.windows + p.accesses + p.rooms != 0)
-        sim_fail(sim, "node %u: %u windows, %u accesses, %u rooms are left",
-                 n->idx, p.windows, p.accesses, p.rooms);
+    if (p.windows + p.accesses + p.rooms + p.watches != 0)
+        sim_fail(sim,
+                 "node %u: %u windows, %u accesses, %u rooms, %u watches are "
+                 "left",
+                 n->idx, p.windows, p.accesses, p.rooms, p.watches);
     if (p.asks + p.grants + p.unacked + p.guest_asks + p.guest_claims != 0)
         sim_fail(sim,
                  "node %u: left are %u asks, %u grants, %u unacknowledged "

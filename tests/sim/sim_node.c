@@ -142,12 +142,27 @@ static uint64_t node_clock(void *arg)
     return n->sim->now_ns += n->sim->conf.tick_ns;
 }
 
+static void on_push_end(void *arg, const struct kvf_push_end *e)
+{
+    struct sim_node *n = arg;
+
+    if (n->sim->push_end != NULL)
+        n->sim->push_end(n, e);
+}
+
 static void on_retired(void *arg, const struct kvf_gen *gen,
                        enum kvf_retire reason)
 {
-    (void)arg;
-    (void)gen;
-    (void)reason;
+    struct sim_node *n = arg;
+    struct kvf_push_end e = {.key = gen->key,
+                             .key_len = gen->key_len,
+                             .generation = gen->generation,
+                             .readers_done = gen->readers_done,
+                             .reason = reason,
+                             .publisher = gen->publisher};
+
+    if (gen->notify && n->alive && !kvf_peers_retired(n->peers, gen, reason))
+        on_push_end(n, &e);
 }
 
 static void make_conf(struct sim_node *n)
@@ -217,7 +232,8 @@ static void make_peers(struct sim_node *n)
                                 .expel = sim_bulk_expel,
                                 .admit_ctx = n,
                                 .on_peer_arg = n,
-                                .on_written = on_written};
+                                .on_written = on_written,
+                                .on_push_end = on_push_end};
     struct kvf_why why;
 
     if ((sim->conf.no_shm & 1u << n->idx) == 0)

@@ -6,12 +6,13 @@
  *     most once in the life of a receiver (its serial travels as metadata);
  *   - a push, write or read that is answered OK is in place at that moment;
  *   - a notification comes at most once, and before the OK of its write;
+ *   - `retired` of a push with notify comes once, after its OK;
  *   - memory that is being written to is not free (sim_bulk.c);
  * and at the end that nothing is left.
  *
  *   KVF_SIM_SEEDS=N   how many seeds (default few, so that it takes seconds)
  *   KVF_SIM_SEED=S    only this one */
-#include "sim.h"
+#include "moves_job.h"
 
 #include "base/log.h"
 
@@ -20,185 +21,6 @@
 
 #define SEEDS 120
 #define ACTIONS 300
-#define KEYS 5
-#define SHARE 24576u /* of a window, for each writer */
-#define GRACE_NS (500 * SIM_MS)
-
-struct job {
-    struct kvf_list node;
-    struct sim *sim;
-    enum kvf_move_kind kind;
-    uint64_t serial, size, generation, window, deadline_ns;
-    unsigned from, to, from_boot, to_boot;
-    struct kvf_move *move; /* NULL: answered */
-    struct kvf_buffer *buf;
-    bool notify, cancelled;
-    enum kvf_status status;
-    char key[16];
-    /* what came of it */
-    unsigned notices, published; /* in to's life `published_boot` */
-    unsigned notices_boot, published_boot;
-};
-
-static struct kvf_list jobs;
-static uint64_t next_serial;
-static uint64_t ended[3][KVF_STATUS_COUNT], retried, notices;
-
-static uint8_t byte_of(uint64_t serial, uint64_t i)
-{
-    return (uint8_t)(serial * 151 + i * 7 + (i >> 8) * 13 + 1);
-}
-
-static struct job *job_of(uint64_t serial)
-{
-    kvf_list_for_each (l, &jobs) {
-        struct job *j = kvf_container_of(l, struct job, node);
-
-        if (j->serial == serial)
-            return j;
-    }
-    return NULL;
-}
-
-static void check_bytes(const struct job *j, const uint8_t *p, const char *what)
-{
-    for (uint64_t i = 0; i < j->size; i++)
-        if (p[i] != byte_of(j->serial, i))
-            sim_fail(j->sim, "%s %llu: byte %llu is wrong", what,
-                     (unsigned long long)j->serial, (unsigned long long)i);
-}
-
-/* ---- invariants -----------------------------------------------------------
- */
-
-static void check_key(struct sim_node *n, const struct kvf_gen *g)
-{
-    struct job *j;
-    uint64_t serial;
-
-    if (g->meta_len != sizeof serial || g->n_segs != 1)
-        sim_fail(n->sim, "a key that nobody pushed");
-    memcpy(&serial, g->meta, sizeof serial);
-    j = job_of(serial);
-    if (j == NULL || j->to != n->idx || g->size != j->size)
-        sim_fail(n->sim, "push %llu is not what was pushed",
-                 (unsigned long long)serial);
-    check_bytes(j, kvf_seg_ptr(&g->segs[0]), "published push");
-    if (j->published_boot == n->boots && j->generation != g->generation &&
-        j->published != 0)
-        sim_fail(n->sim, "push %llu was published twice",
-                 (unsigned long long)serial);
-    j->published = 1;
-    j->published_boot = n->boots;
-    if (j->move != NULL || j->generation == 0)
-        j->generation = g->generation;
-}
-
-static void check_all(struct sim *sim)
-{
-    char key[16];
-
-    for (unsigned i = 0; i < sim->conf.nodes; i++) {
-        struct sim_node *n = sim->node[i];
-
-        for (unsigned k = 0; n->alive && k < KEYS; k++) {
-            const struct kvf_gen *g;
-
-            snprintf(key, sizeof key, "p%u:0_1", k);
-            g = kvf_store_live(n->store, key, strlen(key));
-            if (g != NULL)
-                check_key(n, g);
-        }
-    }
-    kvf_list_for_each (l, &jobs) {
-        const struct job *j = kvf_container_of(l, struct job, node);
-        const struct sim_node *n = sim->node[j->from];
-        uint64_t due = j->deadline_ns;
-
-        if (j->move == NULL || n->frozen)
-            continue;
-        if (due < n->thawed_ns)
-            due = n->thawed_ns;
-        if (sim->now_ns > due + GRACE_NS)
-            sim_fail(sim, "%s %llu is not answered in time",
-                     kvf_move_kind_name(j->kind),
-                     (unsigned long long)j->serial);
-    }
-}
-
-static void on_written(struct sim_node *n, const struct kvf_window *w,
-                       bool write, const void *data, size_t len)
-{
-    struct job *j;
-    uint64_t serial;
-
-    if (len != sizeof serial)
-        sim_fail(n->sim, "a notification of %zu bytes", len);
-    memcpy(&serial, data, sizeof serial);
-    j = job_of(serial);
-    if (j == NULL || j->to != n->idx || write != (j->kind == KVF_MOVE_WRITE))
-        sim_fail(n->sim, "a notification that nobody sent");
-    if (j->notices_boot != n->boots)
-        j->notices = 0;
-    j->notices_boot = n->boots;
-    if (++j->notices > 1)
-        sim_fail(n->sim, "a notification came twice");
-    notices++;
-    if (write && j->move != NULL)
-        check_bytes(j, kvf_seg_ptr(&w->seg) + j->from * SHARE, "notified");
-}
-
-/* The window of a node, NULL when there is none. */
-static struct kvf_window *window_of(struct sim_node *n)
-{
-    return n->alive ? kvf_window_named(n->peers, "w", 1) : NULL;
-}
-
-static void check_ok(struct job *j, const struct kvf_move_result *r)
-{
-    struct sim_node *to = j->sim->node[j->to];
-    struct kvf_window *w = window_of(to);
-
-    retried += r->attempts > 1;
-    if (j->kind == KVF_MOVE_READ) {
-        /* Another window of that name has other bytes. */
-        if (w != NULL && w->id == j->window)
-            check_bytes(j, kvf_buffer_ptr(j->buf), "read");
-        return;
-    }
-    if (j->kind == KVF_MOVE_PUSH) {
-        if (j->published != 0 && j->published_boot == to->boots &&
-            j->generation != r->generation)
-            sim_fail(j->sim, "push %llu: generation %llu, not %llu",
-                     (unsigned long long)j->serial,
-                     (unsigned long long)r->generation,
-                     (unsigned long long)j->generation);
-        j->generation = r->generation;
-        return;
-    }
-    if (w != NULL && w->id == j->window)
-        check_bytes(j, kvf_seg_ptr(&w->seg) + j->from * SHARE, "written");
-    if (j->notify && to->alive && to->boots == j->to_boot && w != NULL &&
-        w->id == j->window && j->notices != 1)
-        sim_fail(j->sim, "OK, but %u notifications", j->notices);
-}
-
-static void on_reply(void *arg, const struct kvf_move_result *r)
-{
-    struct job *j = arg;
-
-    if (j->move == NULL)
-        sim_fail(j->sim, "two answers");
-    j->status = r->status;
-    ended[j->kind][r->status]++;
-    if (r->status == KVF_OK && j->sim->node[j->from]->alive)
-        check_ok(j, r);
-    j->move = NULL;
-    if (j->buf->pins != 0)
-        sim_fail(j->sim, "answered, but its memory is pinned");
-    kvf_buffer_retire(j->buf);
-    j->buf = NULL;
-}
 
 /* ---- actions --------------------------------------------------------------
  */
@@ -220,44 +42,6 @@ static bool busy(unsigned from, unsigned to)
     return false;
 }
 
-static void fill(struct job *j, uint8_t *p)
-{
-    for (uint64_t i = 0; i < j->size; i++)
-        p[i] = byte_of(j->serial, i);
-}
-
-static void launch(struct sim *sim, struct sim_node *n, struct job *j)
-{
-    struct kvf_dest dest = {.has_to = true,
-                            .to = {.stage = j->to, .has_rank = true}};
-    struct kvf_req_put put = {.key = {j->key, strlen(j->key)},
-                              .meta = &j->serial,
-                              .meta_len = sizeof j->serial,
-                              .has_ttl = true,
-                              .ttl_ms = 300 + sim_below(sim, 3000),
-                              .checksum = sim_chance(sim, 30),
-                              .on_duplicate = sim_chance(sim, 10)};
-    uint64_t ms = 50 + sim_below(sim, 6000);
-    struct kvf_move_params p = {.kind = j->kind,
-                                .dest = &dest,
-                                .timeout_ms = ms,
-                                .n_segs = 1,
-                                .put = &put,
-                                .window = {"w", 1},
-                                .target_offset = j->from * SHARE,
-                                .has_notify = j->notify,
-                                .notify = &j->serial,
-                                .notify_len = sizeof j->serial};
-    struct kvf_seg seg = {
-        .buffer = j->buf, .offset = j->buf->offset, .length = j->size};
-    struct kvf_why why;
-
-    p.segs = &seg;
-    j->deadline_ns = sim->now_ns + ms * SIM_MS;
-    if (kvf_move_start(n->moves, &p, on_reply, j, &j->move, &why) < 0)
-        sim_fail(sim, "refused: %s", why.text);
-}
-
 static void do_move(struct sim *sim, struct sim_node *n)
 {
     struct job *j = calloc(1, sizeof *j);
@@ -273,12 +57,12 @@ static void do_move(struct sim *sim, struct sim_node *n)
     j->to = (unsigned)sim_below(sim, sim->conf.nodes);
     to = sim->node[j->to];
     j->to_boot = to->boots;
-    j->serial = ++next_serial;
+    j->serial = ++jobs_serial;
     j->size = sim_chance(sim, 30) ? 1 + sim_below(sim, 2000)
                                   : 2001 + sim_below(sim, SHARE - 2001);
-    j->notify = j->kind != KVF_MOVE_PUSH && sim_chance(sim, 50);
+    j->notify = sim_chance(sim, 50);
     snprintf(j->key, sizeof j->key, "p%u:0_1", (unsigned)sim_below(sim, KEYS));
-    w = window_of(to);
+    w = job_window(to);
     j->window = w != NULL ? w->id : 0;
     if ((j->kind != KVF_MOVE_PUSH && busy(j->from, j->to)) ||
         kvf_buffer_alloc(n->bufs, j->size, KVF_BUF_FILLING, &n->engine, &j->buf,
@@ -287,13 +71,13 @@ static void do_move(struct sim *sim, struct sim_node *n)
         return;
     }
     if (j->kind != KVF_MOVE_READ)
-        fill(j, kvf_buffer_ptr(j->buf));
+        job_fill(j, kvf_buffer_ptr(j->buf));
     else if (w != NULL)
-        fill(j, kvf_seg_ptr(&w->seg) + j->from * SHARE);
+        job_fill(j, kvf_seg_ptr(&w->seg) + j->from * SHARE);
     kvf_list_init(&j->node);
     kvf_list_push_back(&jobs, &j->node);
     before = sim_enter(n);
-    launch(sim, n, j);
+    job_launch(sim, n, j);
     sim_leave(n, before);
 }
 
@@ -323,7 +107,7 @@ static void do_window(struct sim *sim, struct sim_node *n)
                                    .writable = true,
                                    .owner = &n->engine,
                                    .owner_list = &n->engine.windows};
-    struct kvf_window *w = window_of(n);
+    struct kvf_window *w = job_window(n);
     struct sim_node *before = sim_enter(n);
     struct kvf_buffer *b;
 
@@ -406,7 +190,7 @@ static void act(struct sim *sim)
 static void run_until(struct sim *sim, uint64_t until)
 {
     while (sim_step(sim, until))
-        check_all(sim);
+        jobs_check(sim);
 }
 
 static void heal(struct sim *sim)
@@ -434,6 +218,14 @@ static void heal(struct sim *sim)
             sim_engine_kill(sim->node[i]);
     run_until(sim, sim->now_ns + 30000 * SIM_MS);
     sim_check_quiet(sim);
+    kvf_list_for_each (l, &jobs) {
+        const struct job *j = kvf_container_of(l, struct job, node);
+
+        if (j->kind == KVF_MOVE_PUSH && j->notify && j->status == KVF_OK &&
+            j->from_boot == sim->node[j->from]->boots && j->ends != 1)
+            sim_fail(sim, "push %llu was never told to have ended",
+                     (unsigned long long)j->serial);
+    }
 }
 
 static void run_seed(uint64_t seed)
@@ -454,7 +246,8 @@ static void run_seed(uint64_t seed)
                          .busy_pct = 3};
     struct sim *sim = sim_new(&c, seed);
 
-    sim->written = on_written;
+    sim->written = job_written;
+    sim->push_end = job_ended;
     kvf_list_init(&jobs);
     if (getenv("KVF_SIM_LOG") != NULL)
         kvf_log_tap(sim_tap, sim);
@@ -484,15 +277,20 @@ static void chaos(void **state)
     for (unsigned k = 0; k < 3; k++) {
         print_message("%s:", kvf_move_kind_name((enum kvf_move_kind)k));
         for (unsigned i = 0; i < KVF_STATUS_COUNT; i++)
-            if (ended[k][i] != 0)
+            if (jobs_status[k][i] != 0)
                 print_message(" %s=%llu", kvf_status_name((enum kvf_status)i),
-                              (unsigned long long)ended[k][i]);
+                              (unsigned long long)jobs_status[k][i]);
         print_message("\n");
         /* A chaos without successes proves nothing. */
-        assert_true(one != NULL || ended[k][KVF_OK] > 10 * seeds);
+        assert_true(one != NULL || jobs_status[k][KVF_OK] > 10 * seeds);
     }
-    print_message("OK after retries %llu, notifications %llu\n",
-                  (unsigned long long)retried, (unsigned long long)notices);
+    print_message("OK after retries %llu, notifications %llu, ends:",
+                  (unsigned long long)jobs_retried,
+                  (unsigned long long)jobs_notices);
+    for (unsigned i = 0; i < KVF_RETIRE_REASONS; i++)
+        print_message(" %s=%llu", kvf_retire_name((enum kvf_retire)i),
+                      (unsigned long long)jobs_ends[i]);
+    print_message("\n");
 }
 
 /* ---- one lost message -----------------------------------------------------
@@ -531,35 +329,37 @@ static void lose_one(enum kvf_move_kind kind, enum kvf_peer_type type,
                     .from = 1,
                     .from_boot = 1,
                     .to_boot = 1,
-                    .serial = ++next_serial,
+                    .serial = ++jobs_serial,
                     .size = size,
-                    .notify = kind == KVF_MOVE_WRITE,
+                    .notify = true,
                     .key = "p0:0_1"};
-    uint64_t ok = ended[kind][KVF_OK];
+    uint64_t ok = jobs_status[kind][KVF_OK];
     struct kvf_window *w;
 
-    sim->written = on_written;
+    sim->written = job_written;
+    sim->push_end = job_ended;
     sim->pass = pass;
     lose = type;
     lost = 0;
     kvf_list_init(&jobs);
     kvf_list_init(&j.node);
     kvf_list_push_back(&jobs, &j.node);
-    if (window_of(sim->node[0]) == NULL)
+    if (job_window(sim->node[0]) == NULL)
         do_window(sim, sim->node[0]);
-    w = window_of(sim->node[0]);
+    w = job_window(sim->node[0]);
     j.window = w != NULL ? w->id : 0;
     kvf_buffer_alloc(sim->node[1]->bufs, size, KVF_BUF_FILLING,
                      &sim->node[1]->engine, &j.buf, NULL);
-    fill(&j, kvf_buffer_ptr(j.buf));
-    launch(sim, sim->node[1], &j);
+    job_fill(&j, kvf_buffer_ptr(j.buf));
+    job_launch(sim, sim->node[1], &j);
     j.deadline_ns = KVF_NEVER - GRACE_NS;
-    for (unsigned i = 0; i < 2000 && lost == 0; i++)
+    for (unsigned i = 0; i < 6000 && lost == 0; i++)
         run_until(sim, sim->now_ns + SIM_MS);
     assert_int_equal(lost, 1);
     sim_net_reset(sim, 0, 1);
     run_until(sim, sim->now_ns + 8000 * SIM_MS);
-    if (j.move != NULL || j.status != KVF_OK || ended[kind][KVF_OK] != ok + 1 ||
+    if (j.move != NULL || j.status != KVF_OK ||
+        jobs_status[kind][KVF_OK] != ok + 1 ||
         j.published != (kind == KVF_MOVE_PUSH))
         sim_fail(sim, "%s after a lost %s: %s, published %u",
                  kvf_move_kind_name(kind), kvf_peer_type_name(type),
@@ -575,14 +375,15 @@ static void lose_one(enum kvf_move_kind kind, enum kvf_peer_type type,
 static void one_lost_message(void **state)
 {
     static const enum kvf_peer_type push[] = {
-        KVF_PEER_ROOM_ASK, KVF_PEER_GRANT, KVF_PEER_COMMIT,
-        KVF_PEER_APPLIED,  KVF_PEER_DONE,  KVF_PEER_ENDED};
+        KVF_PEER_ROOM_ASK, KVF_PEER_GRANT,       KVF_PEER_COMMIT,
+        KVF_PEER_APPLIED,  KVF_PEER_DONE,        KVF_PEER_ENDED,
+        KVF_PEER_RETIRED,  KVF_PEER_RETIRED_SEEN};
     static const enum kvf_peer_type write[] = {
         KVF_PEER_WINDOW_ASK, KVF_PEER_GRANT, KVF_PEER_NOTIFY, KVF_PEER_APPLIED};
 
     (void)state;
     for (unsigned no_shm = 0; no_shm < 4; no_shm += 3) {
-        for (unsigned i = 0; i < 6; i++)
+        for (unsigned i = 0; i < 8; i++)
             lose_one(KVF_MOVE_PUSH, push[i], 20000, no_shm);
         lose_one(KVF_MOVE_PUSH, KVF_PEER_ROOM_ASK, 1000, no_shm); /* eager */
         lose_one(KVF_MOVE_PUSH, KVF_PEER_APPLIED, 1000, no_shm);

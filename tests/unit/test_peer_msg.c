@@ -60,6 +60,13 @@ static void fill_push(struct kvf_peer_msg *m, enum kvf_peer_type type)
     } else if (type == KVF_PEER_APPLIED) {
         m->u.applied.ask = 7;
         m->u.applied.generation = 300;
+    } else {
+        m->u.retired = (struct kvf_peer_retired){.generation = 300};
+        memset(m->u.retired.push.b, 0x44, KVF_ID_LEN);
+        if (type == KVF_PEER_RETIRED) {
+            m->u.retired.reason = 4;
+            m->u.retired.readers_done = 2;
+        }
     }
 }
 
@@ -262,7 +269,7 @@ static void fill(struct kvf_peer_msg *m, enum kvf_peer_type type)
         m->u.unmapped = gone[0];
     } else if (type >= KVF_PEER_LAYOUT && type <= KVF_PEER_VERDICT) {
         fill_blocks(m, type);
-    } else if (type >= KVF_PEER_WINDOW_ASK && type <= KVF_PEER_APPLIED) {
+    } else if (type >= KVF_PEER_WINDOW_ASK && type <= KVF_PEER_RETIRED_SEEN) {
         fill_push(m, type);
     } else if (type == KVF_PEER_BYE) {
         strcpy(m->u.bye.text, "SIGTERM");

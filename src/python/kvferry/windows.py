@@ -148,14 +148,15 @@ class WindowOps:
 
     def push(self, key: str, data: Any, to: Target, *,
              ttl: Optional[float] = None, readers: int = 1,
-             replace: bool = True, checksum: bool = False, meta: bytes = b"",
+             replace: bool = True, checksum: bool = False,
+             notify: bool = False, meta: bytes = b"",
              timeout: Optional[float] = None) -> Any:
         """Puts `data` under `key` at the receiver's daemon: when this returns,
         it lies in that pool, and a get there finds it.
 
         to: a stage, a Worker or (host, port). The other arguments are put's;
         buffers and regions stay this client's. NoSpace is the receiver's.
-        Returns a Moved.
+        notify: an event `retired` tells how it ended there. Returns a Moved.
 
         >>> client.push("pushed", b"x" * 10000, client.me).size
         10000
@@ -165,7 +166,7 @@ class WindowOps:
         _check_timeout(timeout)
         from .client import put_options
         f = {"key": key, **target_fields(to), **put_options(
-            ttl, readers, replace, checksum, False, meta)}
+            ttl, readers, replace, checksum, notify, meta)}
         return self._run(_move(self._engine, "push", f, data, timeout, True))
 
     def expose(self, name: str, memory: Union[int, Region],
