@@ -5,6 +5,7 @@
 #include "wire/frame.h"
 
 #include <arpa/inet.h>
+#include <netinet/tcp.h>
 #include <string.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
@@ -91,6 +92,36 @@ static void wrong_secret(void **state)
     rig_until(&r, &r.downs, 1000);
     assert_int_equal(r.stats.tcp_rejected, 1);
     assert_int_equal(r.resolves, 0);
+    pull_end(&p);
+    rig_close(&r);
+}
+
+/* Within a host neither side paces what it sends. */
+static void same_host(void **state)
+{
+    struct rig r;
+    struct pull p;
+    unsigned ends = 0;
+
+    (void)state;
+    rig_open(&r, RIG_TCP, MIB);
+    pull_init(&p, &r, false);
+    pull_start(&p, &r.link);
+    rig_until(&r, &p.calls, 3000);
+    for (int fd = 3; fd < 256; fd++) {
+        struct sockaddr_storage sa;
+        socklen_t len = sizeof sa, name_len = 16;
+        char name[16] = "";
+
+        if (getpeername(fd, (struct sockaddr *)&sa, &len) != 0 ||
+            sa.ss_family != AF_INET)
+            continue;
+        ends++;
+        assert_int_equal(
+            getsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, name, &name_len), 0);
+        assert_string_equal(name, "reno");
+    }
+    assert_int_equal(ends, 2);
     pull_end(&p);
     rig_close(&r);
 }
@@ -465,6 +496,7 @@ int main(void)
         cmocka_unit_test(refused),
         cmocka_unit_test(claim_ends_in_the_middle),
         cmocka_unit_test(wrong_secret),
+        cmocka_unit_test(same_host),
         cmocka_unit_test(nobody_listens),
         cmocka_unit_test(expelled),
         cmocka_unit_test(liars),

@@ -11,7 +11,6 @@
 #include "base/rng.h"
 
 #include <errno.h>
-#include <netinet/tcp.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -176,7 +175,6 @@ void kvf_tcp_in_accept(struct kvf_tcp *tcp, int fd)
 {
     struct kvf_sched *s = tcp->t.sched;
     struct kvf_tcp_in *c = NULL;
-    int one = 1;
 
     if (tcp->n_in < tcp->conf.max_conns)
         c = calloc(1, sizeof *c);
@@ -184,7 +182,7 @@ void kvf_tcp_in_accept(struct kvf_tcp *tcp, int fd)
         close(fd);
         return;
     }
-    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+    kvf_tcp_tune(fd);
     c->tcp = tcp;
     c->fd = fd;
     kvf_timer_init(&c->timer, timer);

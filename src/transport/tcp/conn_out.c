@@ -8,7 +8,6 @@
 #include "transport/tcp/tcp_priv.h"
 
 #include <errno.h>
-#include <netinet/tcp.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -138,13 +137,12 @@ static void timer(struct kvf_timer *t)
 static int dial(struct kvf_tcp_out *c, struct kvf_why *why)
 {
     struct kvf_tcp_link *tl = c->tl;
-    int one = 1, rc;
+    int rc;
 
     c->fd =
         socket(tl->sa.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
     if (c->fd < 0)
         return kvf_fail(why, KVF_TRANSPORT, "socket: %s", strerror(errno));
-    setsockopt(c->fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
     rc = connect(c->fd, (struct sockaddr *)&tl->sa, tl->sa_len);
     if (rc != 0 && errno != EINPROGRESS)
         rc =

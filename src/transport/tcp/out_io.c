@@ -414,6 +414,7 @@ static bool connected(struct kvf_tcp_out *c)
         kvf_tcp_out_fail(c, &why);
         return false;
     }
+    kvf_tcp_tune(c->fd);
     memcpy(p.secret, tl->addr.secret, sizeof p.secret);
     kvf_preface_encode(&p, c->tx);
     explicit_bzero(p.secret, sizeof p.secret);

@@ -8,6 +8,7 @@
 
 #include <arpa/inet.h>
 #include <errno.h>
+#include <netinet/tcp.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -80,6 +81,38 @@ int kvf_tcp_parse_addr(const char *host, uint16_t port,
         return 0;
     }
     return -1;
+}
+
+/* Both ends of the connection are on this host. */
+static bool same_host(int fd)
+{
+    struct sockaddr_storage a[2];
+    socklen_t len[2] = {sizeof a[0], sizeof a[1]};
+    struct sockaddr_in v4[2];
+    struct sockaddr_in6 v6[2];
+
+    if (getsockname(fd, (struct sockaddr *)&a[0], &len[0]) != 0 ||
+        getpeername(fd, (struct sockaddr *)&a[1], &len[1]) != 0 ||
+        a[0].ss_family != a[1].ss_family)
+        return false;
+    for (unsigned i = 0; i < 2; i++) {
+        memcpy(&v4[i], &a[i], sizeof v4[i]);
+        memcpy(&v6[i], &a[i], sizeof v6[i]);
+    }
+    return a[0].ss_family == AF_INET
+               ? v4[0].sin_addr.s_addr == v4[1].sin_addr.s_addr
+               : memcmp(&v6[0].sin6_addr, &v6[1].sin6_addr,
+                        sizeof v6[0].sin6_addr) == 0;
+}
+
+void kvf_tcp_tune(int fd)
+{
+    static const char reno[] = "reno"; /* every kernel has and allows it */
+    int one = 1;
+
+    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+    if (same_host(fd))
+        setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, reno, sizeof reno - 1);
 }
 
 static uint16_t bound_port(int fd)

@@ -59,6 +59,12 @@ struct kvf_tcp {
 int kvf_tcp_parse_addr(const char *host, uint16_t port,
                        struct sockaddr_storage *sa, socklen_t *len);
 
+/* Options of a connection that is made: no delay; and within a host a
+ * congestion control that does not pace. Nothing is congested there, and the
+ * timers of bbr, the default of some systems, cost half of the rate (raw_tcp
+ * 16m 1 spin hot: 3.0 GB/s with bbr, 5.9 with cubic or reno). */
+void kvf_tcp_tune(int fd);
+
 /* ---- getter's side ------------------------------------------------------- */
 
 struct kvf_tcp_slot { /* a request whose answer is awaited */
