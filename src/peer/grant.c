@@ -117,6 +117,13 @@ void kvf_peer_on_ended(struct kvf_peer *p, uint64_t claim)
     free(e);
 }
 
+void kvf_peer_ended_message(struct kvf_peer *p, const struct kvf_peer_msg *m)
+{
+    kvf_peer_on_ended(p, m->u.ended.claim);
+    for (unsigned i = 0; i < m->u.ended.n_more; i++)
+        kvf_peer_on_ended(p, m->u.ended.more[i]);
+}
+
 static void grant_end(struct kvf_grant *g, bool done)
 {
     if (g->local != NULL && done)

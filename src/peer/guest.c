@@ -59,8 +59,6 @@ void kvf_guest_answer(struct kvf_guest *g, struct kvf_peer_msg *m,
 {
     struct kvf_peers *ps = g->ps;
 
-    if (g->n_ended != 0)
-        kvf_guest_flush_ended(g);
     if (g->rid_len == 0 || kvf_peer_encode(&ps->w, m) < 0)
         return;
     ps->env.channel.ops->answer(ps->env.channel.ctx, g->rid + 1, g->rid_len,

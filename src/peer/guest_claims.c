@@ -6,8 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* How long an acknowledgement waits for another message to travel with. The
- * getter reminds us after a second (peer.c, END_AGAIN_NS). */
+/* How long an acknowledgement waits for others to travel with in one message.
+ * The getter reminds us after a second (peer.c, END_AGAIN_NS). */
 #define ENDED_WAIT_NS (100 * KVF_NS_PER_MS)
 
 /* ---- engines of views ------------------------------------------------------
@@ -188,14 +188,16 @@ unsigned kvf_guest_reconcile(struct kvf_guest *g, const uint64_t *live,
 void kvf_guest_flush_ended(struct kvf_guest *g)
 {
     struct kvf_peer_msg m;
-    unsigned n = g->n_ended;
 
-    g->n_ended = 0; /* first: answering flushes */
-    for (unsigned i = 0; i < n; i++) {
-        kvf_peers_head(g->ps, &m, KVF_PEER_ENDED, &g->incarnation);
-        m.u.ended.claim = g->ended[i];
-        kvf_guest_answer(g, &m, NULL, 0);
-    }
+    if (g->n_ended == 0)
+        return;
+    kvf_peers_head(g->ps, &m, KVF_PEER_ENDED, &g->incarnation);
+    m.u.ended.claim = g->ended[0];
+    m.u.ended.more = g->ended + 1;
+    m.u.ended.n_more = g->n_ended - 1;
+    g->n_ended = 0;
+    kvf_timer_cancel(g->ps->env.sched, &g->ended_timer);
+    kvf_guest_answer(g, &m, NULL, 0);
 }
 
 void kvf_guest_on_end(struct kvf_guest *g, uint64_t claim,
@@ -229,8 +231,8 @@ void kvf_guest_on_end(struct kvf_guest *g, uint64_t claim,
         ps->env.stats->peer_malformed++; /* somebody else's claim */
     g->ended[g->n_ended++] = claim;
     /* Nobody waits for an acknowledgement: alone it would wake the getter for
-     * nothing, so it travels with the next message. One that is asked for again
-     * goes at once. */
+     * nothing, and with the next GRANT it would delay that. So many go in one
+     * message. One that is asked for again goes at once. */
     if (!first || g->n_ended == KVF_ENDED_BATCH)
         kvf_guest_flush_ended(g);
     else if (!kvf_timer_armed(&g->ended_timer))

@@ -432,7 +432,7 @@ static void dispatch(struct kvf_peer *p, struct kvf_peer_msg *m)
         kvf_peer_on_deny(p, m);
         break;
     case KVF_PEER_ENDED:
-        kvf_peer_on_ended(p, m->u.ended.claim);
+        kvf_peer_ended_message(p, m);
         break;
     case KVF_PEER_REVOKED:
         kvf_peer_on_revoked(p, m->u.revoked.claim, m->u.revoked.text);

@@ -75,8 +75,7 @@ void kvf_peers_head(const struct kvf_peers *ps, struct kvf_peer_msg *m,
     memset(m, 0, sizeof *m);
     m->head.version = KVF_PEER_VERSION;
     m->head.type = type;
-    snprintf(m->head.cluster, sizeof m->head.cluster, "%s",
-             ps->env.conf->cluster);
+    memcpy(m->head.cluster, ps->env.conf->cluster, sizeof m->head.cluster);
     m->head.worker = ps->env.conf->self;
     m->head.from = ps->env.incarnation;
     if (to != NULL)

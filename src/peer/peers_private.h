@@ -237,6 +237,7 @@ void kvf_peer_free(struct kvf_peer *p);
 /* grant.c */
 void kvf_peer_on_grant(struct kvf_peer *p, struct kvf_peer_msg *m);
 void kvf_peer_on_ended(struct kvf_peer *p, uint64_t claim);
+void kvf_peer_ended_message(struct kvf_peer *p, const struct kvf_peer_msg *m);
 void kvf_peer_on_revoked(struct kvf_peer *p, uint64_t claim, const char *text);
 void kvf_peer_lose_grants(struct kvf_peer *p, bool shm_too,
                           const struct kvf_why *why);

@@ -279,6 +279,8 @@ struct kvf_peer_msg {
         } end; /* DONE, ABORT */
         struct {
             uint64_t claim;
+            uint64_t *more; /* further ones */
+            unsigned n_more;
         } ended;
         struct {
             uint64_t claim;

@@ -437,6 +437,7 @@ static void read_body(struct reader *r, struct kvf_peer_msg *m)
         break;
     case KVF_PEER_ENDED:
         u64(r, "claim", 0, UINT64_MAX, &m->u.ended.claim);
+        claims(r, "more", &m->u.ended.more, &m->u.ended.n_more);
         break;
     case KVF_PEER_REVOKED:
         u64(r, "claim", 0, UINT64_MAX, &m->u.revoked.claim);
@@ -575,6 +576,8 @@ void kvf_peer_done(struct kvf_peer_msg *m)
         free(m->u.hello.gone);
     } else if (m->head.type == KVF_PEER_WELCOME) {
         free(m->u.welcome.dead);
+    } else if (m->head.type == KVF_PEER_ENDED) {
+        free(m->u.ended.more);
     } else if (m->head.type == KVF_PEER_GRANT) {
         kvf_peer_rdma_grant_done(&m->u.grant);
         free(m->u.grant.segs);

@@ -220,8 +220,10 @@ static bool put_body(struct kvf_mpw *w, const struct kvf_peer_msg *m)
         put_end(w, m);
         return true;
     case KVF_PEER_ENDED:
-        kvf_mpw_map(w, 1);
+        kvf_mpw_map(w, m->u.ended.n_more != 0 ? 2 : 1);
         kvf_mpw_kv_u64(w, "claim", m->u.ended.claim);
+        if (m->u.ended.n_more != 0)
+            put_claims(w, "more", m->u.ended.more, m->u.ended.n_more);
         return true;
     case KVF_PEER_REVOKED:
         kvf_mpw_map(w, 2);

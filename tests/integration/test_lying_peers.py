@@ -7,8 +7,8 @@ import zmq
 
 import kvf
 from kvf import MIB, until
-from kvf_peer import (ABORT, DENY, DONE, PING, REVOKED, STALE, UNMAPPED, ZERO,
-                      Getter, Owner, sleeper, start_of)
+from kvf_peer import (ABORT, DENY, DONE, ENDED, GRANT, PING, REVOKED, STALE,
+                      TOKEN, UNMAPPED, ZERO, Getter, Owner, sleeper, start_of)
 
 
 @pytest.fixture
@@ -228,6 +228,27 @@ def test_claims_of_others(daemon, getter):
     assert daemon.pool()["claimed"] >= 100000
     victim.send(DONE, claim=g["claim"], token=g["token"])
     daemon.assert_all_free()
+
+
+def test_acknowledgements_come_together(daemon, getter):
+    """Nothing waits for one, so none stands before a GRANT."""
+    a = daemon.engine()
+    a.put("k", b"x" * 100, readers=0)
+    g = getter(daemon)
+    g.hello()
+    claims, between = [], []
+    for _ in range(3):
+        g.ask("k", eager_max=1000)
+        type_, body, _ = g.recv(GRANT, ENDED)
+        between.append(type_)
+        claims.append(body.get("claim"))
+        g.send(DONE, claim=body["claim"], token=body.get("token"))
+    assert between == [GRANT] * 3
+    body = g.recv(ENDED)[1]
+    assert [body["claim"]] + body["more"] == claims
+    # One that is asked for again goes at once.
+    g.send(DONE, claim=claims[0], token=TOKEN)
+    assert g.recv(ENDED, seconds=0.09)[1] == {"claim": claims[0]}
 
 
 def test_a_getter_that_never_reads(daemon, getter):

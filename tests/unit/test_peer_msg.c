@@ -421,6 +421,28 @@ static void test_bodies(void **state)
     free(many);
 }
 
+/* One ENDED may acknowledge many. */
+static void test_ended(void **state)
+{
+    struct kvf_peer_msg m, back;
+    struct kvf_why why;
+    struct kvf_mpw w;
+
+    (void)state;
+    kvf_mpw_init(&w);
+    fill(&m, KVF_PEER_ENDED);
+    m.u.ended.more = claims;
+    m.u.ended.n_more = 3;
+    assert_int_equal(kvf_peer_encode(&w, &m), 0);
+    assert_int_equal(
+        kvf_peer_decode(&back, w.buf.data, w.buf.size, NULL, 0, &why), 0);
+    assert_int_equal(back.u.ended.claim, 42);
+    assert_int_equal(back.u.ended.n_more, 3);
+    assert_memory_equal(back.u.ended.more, claims, sizeof claims);
+    kvf_peer_done(&back);
+    kvf_mpw_fini(&w);
+}
+
 /* A grant over rdma says where each region is registered, or is refused. */
 static void test_rdma_grant(void **state)
 {
@@ -537,6 +559,7 @@ int main(void)
         cmocka_unit_test(test_head),
         cmocka_unit_test(test_grant),
         cmocka_unit_test(test_bodies),
+        cmocka_unit_test(test_ended),
         cmocka_unit_test(test_rdma_grant),
         cmocka_unit_test(test_rdma_soon),
         cmocka_unit_test(test_damage),
