@@ -90,7 +90,8 @@ struct kvfc_call {
 
 struct kvferry {
     void *ctx, *sock, *mon;
-    int epfd, timerfd, mon_fd;
+    int epfd, timerfd, sock_fd, mon_fd;
+    bool quiet; /* the last call on sock found nothing: its fd will tell */
     uint64_t armed_ns, last_rx_ns, ping_ns, timeout_ms;
     unsigned flags;
     char client[64];

@@ -1,9 +1,9 @@
 /* The connection: one DEALER, a monitor that tells when the daemon went away,
  * and one epoll fd that stands for both and for the next deadline.
  *
- * Happy path: kvferry_process receives until ZMQ_EVENTS says that nothing is
- * left. ZMQ_FD tells of edges only, and every zmq_send may eat one, so nobody
- * sleeps here before ZMQ_EVENTS was read after the last send.
+ * Happy path: kvferry_process receives until nothing is left. ZMQ_FD tells of
+ * edges only, and every zmq_send may eat one, so nobody sleeps here before a
+ * receive has found nothing after the last send (`quiet`).
  *
  * Failure modes: a connection that is lost ends every outstanding call (ZMQ
  * reconnects silently, but what was asked is gone); what cannot be read is
@@ -100,7 +100,8 @@ int kvfc_conn_open(struct kvferry *h, const char *endpoint, struct kvf_why *why)
     h->sock = h->ctx != NULL ? zmq_socket(h->ctx, ZMQ_DEALER) : NULL;
     if (h->epfd < 0 || h->timerfd < 0 || h->sock == NULL ||
         set_options(h) != 0 || open_monitor(h) != 0 ||
-        watch(h, h->timerfd) != 0 || watch(h, zmq_fd(h->sock)) != 0 ||
+        watch(h, h->timerfd) != 0 ||
+        watch(h, h->sock_fd = zmq_fd(h->sock)) != 0 ||
         watch(h, h->mon_fd = zmq_fd(h->mon)) != 0)
         return kvf_fail(why, KVF_INTERNAL, "cannot set up a socket: %s",
                         zmq_strerror(errno));
@@ -136,6 +137,7 @@ int kvfc_send(struct kvferry *h, const void *head, size_t head_len,
 
     if (head == NULL)
         return kvfc_error(h, -KVF_INTERNAL, "out of memory");
+    h->quiet = false;
     do
         rc = zmq_send(h->sock, head, head_len, ZMQ_DONTWAIT | more);
     while (rc < 0 && errno == EINTR);
@@ -242,16 +244,11 @@ static bool receive(struct kvferry *h)
 
 void kvfc_drain(struct kvferry *h)
 {
-    for (;;) {
-        int events = 0;
-        size_t len = sizeof events;
-
-        if (zmq_getsockopt(h->sock, ZMQ_EVENTS, &events, &len) != 0 ||
-            !(events & ZMQ_POLLIN))
-            return;
-        while (receive(h))
-            ;
-    }
+    if (h->quiet)
+        return;
+    do
+        h->quiet = true; /* unless a callback sends */
+    while (receive(h));
 }
 
 /* The monitor's messages have two frames; only that there was one counts. */
@@ -312,12 +309,15 @@ static int turn(struct kvferry *h, int timeout_ms)
     if (h->completed != before)
         timeout_ms = 0;
     n = epoll_wait(h->epfd, ev, 3, timeout_ms);
-    if (n > 0)
-        kvfc_drain(h); /* replies first: a lost connection ends the rest */
+    for (int i = 0; i < n; i++)
+        if (ev[i].data.fd == h->sock_fd)
+            h->quiet = false;
+    kvfc_drain(h); /* replies first: a lost connection ends the rest */
     for (int i = 0; i < n; i++) {
         if (ev[i].data.fd == h->timerfd) {
             timer(h);
         } else if (ev[i].data.fd == h->mon_fd && disconnected(h)) {
+            h->quiet = false; /* what came before the end of it */
             kvfc_drain(h);
             lost(h);
         }

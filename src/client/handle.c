@@ -86,7 +86,7 @@ KVFC_EXPORT int kvferry_open(struct kvferry **out,
         o = &none;
     if (h == NULL)
         return -(int)KVF_INTERNAL;
-    h->epfd = h->timerfd = h->mon_fd = -1;
+    h->epfd = h->timerfd = h->sock_fd = h->mon_fd = -1;
     h->timeout_ms = o->timeout_ms != 0 ? o->timeout_ms : 5000;
     h->flags = o->flags;
     h->on_event = o->on_event;

@@ -3,7 +3,9 @@
  * drain() receives a budget of messages, retries what waits for room and tells
  * the owner that it may write. arm() asks ZMQ_EVENTS once, after all handlers
  * of the iteration have run, and says BUSY when something can be done at once:
- * the descriptor would not tell, since any call into libzmq clears it.
+ * the descriptor would not tell, since any call into libzmq clears it. It need
+ * not ask when the last call was a receive that found nothing: that has read
+ * the mailbox and looked at every pipe, as ZMQ_EVENTS does.
  *
  * A ROUTER always runs in mandatory mode: without it libzmq silently throws
  * away what finds no room. A context that is being ended (ETERM) or a socket
@@ -37,6 +39,7 @@ struct kvf_zsock {
     void *arg;
     enum kvf_zsock_type type;
     bool mandatory, immediate;
+    bool quiet;     /* the last call found nothing to receive */
     bool writable;  /* immediate: as arm() saw it last */
     bool tell;      /* on_writable is owed as soon as POLLOUT holds */
     bool dead;      /* libzmq gave up on it */
@@ -103,7 +106,7 @@ static enum kvf_arm arm(struct kvf_source *src)
     struct kvf_zsock *s = kvf_container_of(src, struct kvf_zsock, src);
     int ev;
 
-    if (s->dead)
+    if (s->dead || (s->quiet && !s->immediate && !s->tell))
         return KVF_ARM_QUIET;
     ev = events_of(s);
     if (s->immediate) {
@@ -122,10 +125,13 @@ static enum kvf_arm arm(struct kvf_source *src)
 static int recv_frame(struct kvf_zsock *s, zmq_msg_t *m, bool *more)
 {
     zmq_msg_init(m);
+    s->quiet = false;
     while (zmq_msg_recv(m, s->zmq, ZMQ_DONTWAIT) < 0) {
         if (errno == EINTR)
             continue;
-        if (errno != EAGAIN)
+        if (errno == EAGAIN)
+            s->quiet = true;
+        else
             s->dead = true;
         zmq_msg_close(m);
         return 0;
@@ -169,6 +175,7 @@ static int send_frame(struct kvf_zsock *s, const struct kvf_frame *f, int flags)
 {
     int rc;
 
+    s->quiet = false;
     do
         rc = zmq_send(s->zmq, f->data, f->size, ZMQ_DONTWAIT | flags);
     while (rc < 0 && errno == EINTR);
@@ -365,6 +372,7 @@ int kvf_zsock_bind(struct kvf_zsock *s, const char *endpoint, char *actual,
     if (zmq_bind(s->zmq, endpoint) != 0)
         return kvf_fail(why, KVF_INVALID, "cannot listen on %s: %s", endpoint,
                         zmq_strerror(errno));
+    s->quiet = false;
     kvf_source_touch(&s->src);
     if (actual != NULL &&
         zmq_getsockopt(s->zmq, ZMQ_LAST_ENDPOINT, actual, &cap) != 0)
@@ -379,6 +387,7 @@ int kvf_zsock_connect(struct kvf_zsock *s, const char *endpoint,
     if (zmq_connect(s->zmq, endpoint) != 0)
         return kvf_fail(why, KVF_INVALID, "cannot connect to %s: %s", endpoint,
                         zmq_strerror(errno));
+    s->quiet = false;
     kvf_source_touch(&s->src);
     return 0;
 }
