@@ -131,10 +131,8 @@ static int plan_case(const char *text, size_t len, int mode)
     int rc = kvf_case_parse(text, len, &c, &no);
 
     if (rc == 0) {
-        r = (struct kvf_request){c.n_tokens, {c.ids[0], c.ids[1]}};
-        rc = kvf_pair_check(&c.side[0], &c.side[1], &no);
-        if (rc == 0)
-            rc = kvf_request_check(&c.side[0], &c.side[1], &r, &no);
+        r = kvf_case_request(&c);
+        rc = kvf_case_check(&c, &no);
         if (rc == 0)
             rc = mode == 'e'   ? cli_plan_explain(&c, &r, &no)
                  : mode == 's' ? cli_plan_stats(&c, &r, &no)

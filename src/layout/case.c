@@ -21,11 +21,23 @@ struct parser {
     unsigned line;
     struct kvf_case *c;
     struct kvf_refusal *no;
+    bool huge; /* the last number was beyond 63 bits */
 };
 
 static int bad(const struct parser *x, enum kvf_refuse kind, const char *what)
 {
     return kvf_refuse(x->no, kind, "line %u: %s", x->line, what);
+}
+
+/* The line can be read, but not be meant. What is wrong elsewhere may come
+ * first: kvf_case_check decides. */
+static int flaw(const struct parser *x, enum kvf_refuse kind, const char *what)
+{
+    if (x->c->flawed && x->c->flaw.kind <= kind)
+        return 0;
+    x->c->flawed = true;
+    (void)kvf_refuse(&x->c->flaw, kind, "line %u: %s", x->line, what);
+    return 0;
 }
 
 static int no_memory(const struct parser *x)
@@ -62,6 +74,7 @@ static bool number(struct parser *x, int64_t *out)
     int64_t v = 0;
     bool minus;
 
+    x->huge = false;
     if (!next(x, &w))
         return false;
     minus = w.p[0] == '-';
@@ -71,10 +84,22 @@ static bool number(struct parser *x, int64_t *out)
         if (w.p[i] < '0' || w.p[i] > '9')
             return false;
         if (__builtin_mul_overflow(v, 10, &v) ||
-            __builtin_add_overflow(v, w.p[i] - '0', &v))
+            __builtin_add_overflow(v, w.p[i] - '0', &v)) {
             v = INT64_MAX;
+            x->huge = true;
+        }
     }
     *out = minus ? -v : v;
+    return true;
+}
+
+/* A number that has to fit. */
+static bool sized(struct parser *x, int64_t *out)
+{
+    if (!number(x, out))
+        return false;
+    if (x->huge)
+        (void)flaw(x, KVF_E_OVERFLOW, "a number beyond 63 bits");
     return true;
 }
 
@@ -126,6 +151,8 @@ static int side_line(struct parser *x)
         if (is(w, "order") || is(w, "kv")) {
             bool o = w.len > 2;
 
+            if ((got & (o ? 1u << 8 : 1u << 9)) != 0)
+                return bad(x, KVF_E_LAYOUT, "a key of the side is there twice");
             if (!choice(x, o ? orders : kvs, o ? &order : &kv))
                 return bad(x, KVF_E_LAYOUT, "a key without a value");
             got |= o ? 1u << 8 : 1u << 9;
@@ -135,6 +162,10 @@ static int side_line(struct parser *x)
             key++;
         if (keys[key] == NULL || !number(x, &v[key]))
             return bad(x, KVF_E_LAYOUT, "an unknown key, or no number after");
+        if ((got >> key & 1) != 0)
+            return bad(x, KVF_E_LAYOUT, "a key of the side is there twice");
+        if (x->huge && key >= 2 && key <= 4)
+            (void)flaw(x, KVF_E_OVERFLOW, "a number beyond 63 bits");
         got |= 1u << key;
     }
     if (got != 0x3ff)
@@ -179,7 +210,7 @@ static int group_line(struct parser *x, struct kvf_side *s)
         !number(x, &g.window))
         return bad(x, KVF_E_LAYOUT, "group SIDE INDEX KIND WINDOW");
     if (i < 0 || i >= (int64_t)s->n_groups || s->groups[i].given)
-        return bad(x, KVF_E_GROUPS, "no such group, or given twice");
+        return flaw(x, KVF_E_GROUPS, "no such group, or given twice");
     s->groups[i] = g;
     return 0;
 }
@@ -191,16 +222,20 @@ static int layer_line(struct parser *x, struct kvf_side *s)
 
     if (!number(x, &i))
         return bad(x, KVF_E_LAYOUT, "layer SIDE INDEX NAME ...");
-    if (i < 0 || i >= (int64_t)s->n_layers || s->layers[i].name != NULL)
-        return bad(x, KVF_E_LAYERS, "no such layer, or given twice");
+    if (i < 0 || i >= (int64_t)s->n_layers || s->layers[i].name != NULL) {
+        x->at = x->end;
+        return flaw(x, KVF_E_LAYERS, "no such layer, or given twice");
+    }
     l = &s->layers[i];
     if ((l->name = text(x)) == NULL || !number(x, &l->stage) ||
         !number(x, &l->group) || !choice(x, layer_kinds, &l->kind) ||
         !number(x, &n))
         return bad(x, KVF_E_LAYOUT,
                    "layer SIDE INDEX NAME STAGE GROUP KIND NCOMP ...");
-    if (n < 0 || n > KVF_COMPS_MAX)
-        return bad(x, KVF_E_GEOMETRY, "so many components cannot be");
+    if (n < 0 || n > KVF_COMPS_MAX) {
+        x->at = x->end;
+        return flaw(x, KVF_E_GEOMETRY, "so many components cannot be");
+    }
     l->comps = calloc((size_t)n + 1, sizeof *l->comps);
     if (l->comps == NULL)
         return no_memory(x);
@@ -219,7 +254,7 @@ static int region_line(struct parser *x, struct kvf_side *s)
     int64_t stage, i, length;
     int rc;
 
-    if (!number(x, &stage) || !number(x, &i) || !number(x, &length))
+    if (!number(x, &stage) || !number(x, &i) || !sized(x, &length))
         return bad(x, KVF_E_LAYOUT, "region SIDE STAGE INDEX LENGTH");
     rc = kvf_side_add_region(s, stage, i, length);
     if (rc == -KVF_EXISTS)
@@ -234,16 +269,16 @@ static int view_line(struct parser *x, struct kvf_side *s)
     int part;
 
     if (!number(x, &stage) || !number(x, &l) || !choice(x, parts, &part) ||
-        !number(x, &v.region) || !number(x, &v.off0) || !number(x, &v.stride) ||
-        !number(x, &v.page))
+        !number(x, &v.region) || !sized(x, &v.off0) || !sized(x, &v.stride) ||
+        !sized(x, &v.page))
         return bad(x, KVF_E_LAYOUT,
                    "view SIDE STAGE LAYER PART REGION OFF0 STRIDE PAGE");
     if (l < 0 || l >= (int64_t)s->n_layers)
-        return bad(x, KVF_E_LAYERS, "a view of a layer that is not there");
+        return flaw(x, KVF_E_LAYERS, "a view of a layer that is not there");
     if (part < 0 || s->layers[l].views[part].given)
-        return bad(x, KVF_E_GEOMETRY, "no such part, or given twice");
+        return flaw(x, KVF_E_GEOMETRY, "no such part, or given twice");
     if (s->layers[l].name == NULL || s->layers[l].stage != stage)
-        return bad(x, KVF_E_GEOMETRY, "a view on a stage without its layer");
+        return flaw(x, KVF_E_GEOMETRY, "a view on a stage without its layer");
     s->layers[l].views[part] = v;
     return 0;
 }
@@ -253,10 +288,12 @@ static int blocks_line(struct parser *x, int which)
     int64_t g, first, n, *ids;
     struct kvf_ids *list;
 
-    if (!number(x, &g) || !number(x, &first) || !number(x, &n))
+    if (!number(x, &g) || !sized(x, &first) || !number(x, &n))
         return bad(x, KVF_E_LAYOUT, "blocks SIDE GROUP FIRST COUNT IDS...");
-    if (g < 0 || g >= (int64_t)x->c->side[which].n_groups)
-        return bad(x, KVF_E_GROUPS, "blocks of a group that is not there");
+    if (g < 0 || g >= (int64_t)x->c->side[which].n_groups) {
+        x->at = x->end;
+        return flaw(x, KVF_E_GROUPS, "blocks of a group that is not there");
+    }
     list = &x->c->ids[which][g];
     if (list->ids != NULL || n < 0 || n > x->end - x->at)
         return bad(x, KVF_E_LAYOUT, "too few ids, or given twice");
@@ -286,9 +323,10 @@ static int line(struct parser *x, struct word w)
         return 0;
     }
     if (is(w, "n_tokens"))
-        return number(x, &x->c->n_tokens) && x->c->n_tokens >= 0
+        return x->c->n_tokens < 0 && sized(x, &x->c->n_tokens) &&
+                       x->c->n_tokens >= 0 && !next(x, &rest)
                    ? 0
-                   : bad(x, KVF_E_LAYOUT, "n_tokens N");
+                   : bad(x, KVF_E_LAYOUT, "n_tokens N, once");
     if (is(w, "side"))
         return side_line(x);
     if ((s = side_of(x, &which)) == NULL)
@@ -357,6 +395,26 @@ int kvf_case_parse(const char *p, size_t len, struct kvf_case *out,
     else
         *out = c;
     return rc;
+}
+
+struct kvf_request kvf_case_request(const struct kvf_case *c)
+{
+    return (struct kvf_request){c->n_tokens, {c->ids[0], c->ids[1]}};
+}
+
+int kvf_case_check(const struct kvf_case *c, struct kvf_refusal *no)
+{
+    struct kvf_request r = kvf_case_request(c);
+    struct kvf_refusal mine;
+    int rc = kvf_pair_check(&c->side[0], &c->side[1], &mine);
+
+    if (rc == 0)
+        rc = kvf_request_check(&c->side[0], &c->side[1], &r, &mine);
+    if (rc < 0 && mine.kind == KVF_E_MEMORY)
+        return kvf_refuse(no, mine.kind, "%s", mine.text);
+    if (c->flawed && (rc == 0 || c->flaw.kind <= mine.kind))
+        return kvf_refuse(no, c->flaw.kind, "%s", c->flaw.text);
+    return rc < 0 ? kvf_refuse(no, mine.kind, "%s", mine.text) : 0;
 }
 
 void kvf_case_free(struct kvf_case *c)

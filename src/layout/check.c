@@ -337,8 +337,7 @@ static int check_view(const struct pair *x, unsigned i,
                                 "%c: layer %.60s: stride %" PRId64
                                 " is less than the page of %" PRId64,
                                 letter[i], y->name, v->stride, v->page);
-    if (!extent(s, y, v, &end) || !kvf_part_bytes(s, y, part, &need) ||
-        end == INT64_MAX)
+    if (!extent(s, y, v, &end) || !kvf_part_bytes(s, y, part, &need))
         return kvf_refuse(x->no, KVF_E_OVERFLOW,
                           "%c: layer %.60s does not fit in 63 bits", letter[i],
                           y->name);

@@ -31,7 +31,7 @@ static bool tokens_fit(const struct kvf_side *s, const struct kvf_ids *x)
 
     return !__builtin_mul_overflow(s->bs, s->ppl, &size) &&
            !__builtin_add_overflow(x->first, (int64_t)x->n, &end) &&
-           !__builtin_mul_overflow(end, size, &end) && end < INT64_MAX - size;
+           !__builtin_mul_overflow(end, size, &end);
 }
 
 static int check_numbers(const struct kvf_side *const side[2],
@@ -39,8 +39,7 @@ static int check_numbers(const struct kvf_side *const side[2],
 {
     for (int s = 0; s < 2; s++)
         for (unsigned g = 0; g < side[s]->n_groups; g++)
-            if (!tokens_fit(side[s], &r->ids[s][g]) ||
-                r->n_tokens > INT64_MAX / 4)
+            if (!tokens_fit(side[s], &r->ids[s][g]))
                 return kvf_refuse(no, KVF_E_OVERFLOW,
                                   "%c: group %u: positions do not fit in 63 "
                                   "bits",

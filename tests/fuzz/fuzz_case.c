@@ -52,9 +52,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 
     if (kvf_case_parse((const char *)data, size, &c, &no) < 0)
         return 0;
-    r = (struct kvf_request){c.n_tokens, {c.ids[0], c.ids[1]}};
-    if (kvf_pair_check(&c.side[0], &c.side[1], &no) == 0 &&
-        kvf_request_check(&c.side[0], &c.side[1], &r, &no) == 0)
+    r = kvf_case_request(&c);
+    if (kvf_case_check(&c, &no) == 0)
         for (int64_t d = 0; d < c.side[1].tp * c.side[1].pp && d < RANKS; d++)
             plan(&c, &r, d);
     kvf_case_free(&c);

@@ -1,5 +1,6 @@
 """Fakes of the daemon-to-daemon protocol (docs/PROTOCOL-PEER.md): a getter and
 an owner on raw ZMQ that say whatever a test tells them to."""
+import collections
 import fcntl
 import os
 import socket
@@ -168,6 +169,7 @@ class Owner(Side):
         self.bulk = socket.create_server(("127.0.0.1", 0))
         self.bulk.settimeout(0.05)
         self.seen = []
+        self.out = collections.deque()
         self.rid = self.to = None
         self.over = False
         self.claims = 0
@@ -179,9 +181,15 @@ class Owner(Side):
     source = property(lambda self: {"host": "127.0.0.1", "port": self.port})
 
     def send(self, type_, payload=None, **body):
+        """From any thread; the owner's own alone touches the socket."""
         frames = [self.rid, self.pack(type_, self.to, **body)]
-        self.sock.send_multipart(frames + ([payload] if payload is not None
-                                           else []))
+        self.out.append(frames + ([payload] if payload is not None else []))
+        if threading.current_thread() is self.threads[0]:
+            self.flush()
+
+    def flush(self):
+        while self.out:
+            self.sock.send_multipart(self.out.popleft())
 
     def grant(self, ask, size, payload=None, generation=1, segs=(), **kw):
         self.claims += 1
@@ -195,6 +203,7 @@ class Owner(Side):
 
     def run(self):
         while not self.over:
+            self.flush()
             if not self.sock.poll(20):
                 continue
             rid, data = self.sock.recv_multipart()[:2]

@@ -169,3 +169,22 @@ ALL = [tp, layout, name, group, geometry, heads, ssm_shape, block_size,
 
 def spoil(rng, case):
     return rng.choice(ALL)(rng, case)
+
+
+ORDER = ["E_TP", "E_LAYOUT", "E_LAYERS", "E_GROUPS", "E_GEOMETRY", "E_HEADS",
+         "E_SSM_SHAPE", "E_BLOCK_SIZE", "E_STRIDE", "E_OVERFLOW", "E_REGION",
+         "E_BLOCK_RANGE", "E_BLOCK_DUP", "E_SSM_SLOTS", "E_LOCAL_SHORT",
+         "E_BLOCKS_SHORT"]
+SHORTENS = {slots, local_short, blocks_short}
+
+
+def spoil_twice(rng, case):
+    """the first of two faults in the order; None where one may undo the
+    other: a list that is cut loses ids, a component is changed back"""
+    a, b = rng.sample(ALL, 2)
+    if {a, b} == {geometry, ssm_shape} or (
+            {a, b} & SHORTENS and {a, b} & {block_range, block_dup}) or \
+            {a, b} == {block_range, block_dup}:
+        return None
+    kinds = [a(rng, case), b(rng, case)]
+    return None if None in kinds else min(kinds, key=ORDER.index)

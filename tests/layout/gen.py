@@ -1,19 +1,30 @@
-"""Random planning cases, valid ones and ones with a known fault."""
+"""Random planning cases, valid ones and ones with a known fault.
+
+WIDE draws what stages seldom are: tp up to 24, other numbers of heads, several
+kernel blocks in a logical one on both sides, windows of one token, tokens that
+no block holds.
+"""
+
+NARROW = {"tp": 12, "heads": [1, 2, 3, 4, 6, 8], "window": 24, "tokens": 40,
+          "ppl": [1, 1, 2, 3], "pp": [1, 1, 2, 3], "scale": [1, 1, 2, 4]}
+WIDE = {"tp": 24, "heads": [1, 5, 7, 10, 12, 16, 18, 24], "window": 3,
+        "tokens": 90, "ppl": [1, 2, 3, 4], "pp": [1, 2, 4, 5],
+        "scale": [1, 3, 5, 8]}
 
 
 def divisors(n):
     return [x for x in range(1, n + 1) if n % x == 0]
 
 
-def tp_for(rng, units):
+def tp_for(rng, units, most):
     """a tp that is legal for all of them"""
-    ok = [t for t in range(1, 13)
+    ok = [t for t in range(1, most + 1)
           if all(u % t == 0 if t <= u else t % u == 0 for u in units)]
     return rng.choice(ok)
 
 
-def make_layers(rng, kinds):
-    layers, heads = [], rng.choice([1, 2, 3, 4, 6, 8])
+def make_layers(rng, kinds, heads):
+    layers = []
     shards = rng.choice([1, 2, 4])
     for g, (kind, _) in enumerate(kinds):
         for _ in range(rng.randint(1, 3)):
@@ -138,22 +149,23 @@ def span(rng, side, lo, hi, spare):
         rng.randint(0, 2) if spare else 0)
 
 
-def make(rng):
+def make(rng, r=NARROW):
     kinds = rng.choice([["full"], ["full"], ["full", "swa"], ["full", "ssm"],
                         ["swa"], ["full", "swa", "ssm"], ["ssm"]])
-    groups = [(k, rng.randint(1, 24) if k == "swa" else 0) for k in kinds]
-    layers = make_layers(rng, groups)
+    groups = [(k, rng.randint(1, r["window"]) if k == "swa" else 0)
+              for k in kinds]
+    layers = make_layers(rng, groups, rng.choice(r["heads"]))
     units = [u for x in layers for _, u, _ in x["comps"]]
-    n = rng.randint(1, 40)
+    n = rng.randint(0 if r is WIDE else 1, r["tokens"])
     case = {"n": n, "groups": groups, "blocks": {}}
     base = rng.choice([1, 2, 3, 4, 5])
-    scale = rng.choice([1, 1, 2, 4])
+    scale = rng.choice(r["scale"])
     big = rng.randint(0, 1)
     for i, w in enumerate("PD"):
-        pp = rng.choice([1, 1, 2, 3])
-        side = {"tp": tp_for(rng, units), "pp": pp,
+        pp = rng.choice(r["pp"])
+        side = {"tp": tp_for(rng, units, r["tp"]), "pp": pp,
                 "bs": base * (scale if i == big else 1),
-                "ppl": rng.choice([1, 1, 2, 3]),
+                "ppl": rng.choice(r["ppl"]),
                 "order": rng.choice(["HND", "NHD"]),
                 "kv": rng.choice(["split", "blocks_first", "packed"]),
                 "shared": rng.random() < 0.5, "groups": groups}

@@ -1,7 +1,8 @@
 """tests/layout/run.py KVFERRY [N [SEED]]: cases through `kvferry plan`.
 
 First the committed cases, then N random valid ones, judged byte by byte by
-model.py, and N/2 with one fault, which must be refused for it.
+model.py (every third of the WIDE kind), and N/2 with one fault or two, which
+must be refused for it, or for the first of them in the order of refusals.
 """
 import copy
 import glob
@@ -121,7 +122,7 @@ def main():
     kinds = {}
     for i in range(count + count // 2):
         rng = random.Random(f"{seed}:{i}")
-        case = gen.make(rng)
+        case = gen.make(rng, gen.WIDE if i % 3 == 2 else gen.NARROW)
         want = None
         text = gen.text(case)
         try:
@@ -134,7 +135,8 @@ def main():
                     judge_can_say_no(case, reads, notes)
             else:
                 broken = copy.deepcopy(case)
-                want = faults.spoil(rng, broken)
+                want = (faults.spoil_twice if i % 2 else faults.spoil)(
+                    rng, broken)
                 if want is None:
                     continue
                 text = gen.text(broken)

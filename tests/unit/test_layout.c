@@ -40,15 +40,12 @@ static int read_with(const char *from, const char *to, struct kvf_case *c,
 static enum kvf_refuse kind_with(const char *from, const char *to)
 {
     struct kvf_refusal no = {0};
-    struct kvf_request r;
     struct kvf_case c;
     int rc = read_with(from, to, &c, &no);
 
     if (rc < 0)
         return no.kind;
-    r = (struct kvf_request){c.n_tokens, {c.ids[0], c.ids[1]}};
-    if ((rc = kvf_pair_check(&c.side[0], &c.side[1], &no)) == 0)
-        rc = kvf_request_check(&c.side[0], &c.side[1], &r, &no);
+    rc = kvf_case_check(&c, &no);
     kvf_case_free(&c);
     assert_int_equal(rc < 0, no.kind != KVF_E_NONE);
     return no.kind;
@@ -102,19 +99,34 @@ static void test_window_suffices(void **state)
             }
 }
 
+struct row {
+    const char *from, *to;
+    enum kvf_refuse kind;
+};
+
+static void rows_hold(const struct row *v, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        enum kvf_refuse got = kind_with(v[i].from, v[i].to);
+
+        if (got != v[i].kind)
+            fail_msg("%s: %s instead of %s", v[i].to, kvf_refuse_name(got),
+                     kvf_refuse_name(v[i].kind));
+    }
+}
+
+#define ROWS_HOLD(rows) rows_hold(rows, sizeof(rows) / sizeof *(rows))
+
 static void test_refusals(void **state)
 {
-    static const struct {
-        const char *from, *to;
-        enum kvf_refuse kind;
-    } rows[] = {
+    static const struct row rows[] = {
         {"id t", "id u", KVF_E_NONE},
         {"P tp 1", "P tp 0", KVF_E_TP},
         {"order HND", "order ABC", KVF_E_LAYOUT},
         {"KVCASE 1", "KVCASE 2", KVF_E_LAYOUT},
         {"\nend", "\n", KVF_E_LAYOUT},
         {"layer D 0 l0", "layer D 0 l1", KVF_E_LAYERS},
-        {"layer D 0 l0 0", "layer D 0 l0 1", KVF_E_GEOMETRY},
+        {"layer D 0 l0 0", "layer D 0 l0 1", KVF_E_LAYERS},
         {"group D 0 full", "group D 0 swa", KVF_E_GROUPS},
         {"view D 0 0 kv 0 0 32 32", "view D 0 0 kv 0 0 32 31", KVF_E_GEOMETRY},
         {"view D 0 0 kv 0 0 32 32", "view D 0 0 k 0 0 32 32", KVF_E_GEOMETRY},
@@ -136,11 +148,7 @@ static void test_refusals(void **state)
     };
 
     (void)state;
-    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
-        if (kind_with(rows[i].from, rows[i].to) != rows[i].kind)
-            fail_msg("%s: %s instead of %s", rows[i].to,
-                     kvf_refuse_name(kind_with(rows[i].from, rows[i].to)),
-                     kvf_refuse_name(rows[i].kind));
+    ROWS_HOLD(rows);
 }
 
 /* The same descriptors whatever the size of the batches. */
@@ -198,6 +206,80 @@ static void test_coalesce(void **state)
     assert_true(v[2].d_region == 1 && v[3].p_rank == 1);
 }
 
+/* What a line has and what the sides have: the first in the order, wherever it
+ * is in the text. */
+static void test_order_of_lines(void **state)
+{
+    static const struct row v[] = {
+        {"view P 0 0 kv 0 0", "view P 0 0 no 0 0", KVF_E_GEOMETRY},
+        {"view P 0 0 kv 0 0", "view P 0 9 kv 0 0", KVF_E_LAYERS},
+        {"view P 0 0 kv 0 0", "view P 1 0 kv 0 0", KVF_E_GEOMETRY},
+        {"group P 0 full 0", "group P 7 full 0", KVF_E_GROUPS},
+        {"blocks P 0", "blocks P 3", KVF_E_GROUPS},
+        {"blocks P 0", "blocks P -1", KVF_E_GROUPS},
+        {"layer P 0 l0", "layer P 1 l0", KVF_E_LAYERS},
+        /* two at once */
+        {"side P tp 1", "side P tp 0", KVF_E_TP},
+        {"order HND kv packed shared 0 ngroups 1 nlayers 1\ngroup P 0",
+         "order XXX kv packed shared 0 ngroups 1 nlayers 1\ngroup P 5",
+         KVF_E_LAYOUT},
+        {"0 0 attn 2 k 4 2 v 4 2\nregion P 0 0 512\nview P 0 0 kv 0 0",
+         "0 4 attn 2 k 4 2 v 4 2\nregion P 0 0 512\nview P 0 0 no 0 0",
+         KVF_E_GROUPS},
+        {"blocks P 0 0 2 3 1", "blocks P 0 99999999999999999999 2 3 99",
+         KVF_E_OVERFLOW},
+        {"blocks P 0 0 2 3 1", "blocks P 0 0 2 3 99999999999999999999",
+         KVF_E_BLOCK_RANGE},
+        /* what is no case at all */
+        {"side P tp 1", "side P tp 1 tp 1", KVF_E_LAYOUT},
+        {"kv packed shared", "kv packed kv packed shared", KVF_E_LAYOUT},
+        {"n_tokens 6\n", "n_tokens 6\nn_tokens 6\n", KVF_E_LAYOUT},
+        {"n_tokens 6\n", "n_tokens 6 6\n", KVF_E_LAYOUT},
+        {"n_tokens 6\n", "", KVF_E_LAYOUT},
+        {"n_tokens 6\n", "n_tokens six\n", KVF_E_LAYOUT},
+        {"blocks P 0 0 2 3 1", "blocks P 0 0 2 3", KVF_E_LAYOUT},
+        {"blocks P 0 0 2 3 1", "blocks P 0 0 2 3 1 1", KVF_E_LAYOUT},
+        /* none */
+        {"n_tokens 6\n", "n_tokens 6\r\n\t \r\n", KVF_E_NONE},
+        {"blocks D 0 0 2 2 5\nend\n", "blocks D 0 0 2 2 5\nend", KVF_E_NONE},
+        {"blocks D 0 0 2 2 5", "blocks D 0 0 0", KVF_E_NONE},
+    };
+
+    (void)state;
+    ROWS_HOLD(v);
+}
+
+/* The last byte that 63 bits can name may be used; the one behind it not. */
+static void test_borders(void **state)
+{
+    static const struct row v[] = {
+        {"region D 0 0 256\nview D 0 0 kv 0 0 32 32",
+         "region D 0 0 9223372036854775807\n"
+         "view D 0 0 kv 0 9223372036854775551 32 32",
+         KVF_E_NONE},
+        {"region D 0 0 256\nview D 0 0 kv 0 0 32 32",
+         "region D 0 0 9223372036854775807\n"
+         "view D 0 0 kv 0 9223372036854775552 32 32",
+         KVF_E_OVERFLOW},
+        {"region D 0 0 256", "region D 0 0 9223372036854775808",
+         KVF_E_OVERFLOW},
+        {"blocks D 0 0 2 2 5", "blocks D 0 2305843009213693949 2 2 5",
+         KVF_E_NONE},
+        {"blocks D 0 0 2 2 5", "blocks D 0 2305843009213693951 2 2 5",
+         KVF_E_OVERFLOW},
+        {"n_tokens 6\n", "n_tokens 9223372036854775807\n", KVF_E_LOCAL_SHORT},
+        {"n_tokens 6\n", "n_tokens 9223372036854775808\n", KVF_E_OVERFLOW},
+        {"nblocks 8 order HND kv packed shared 0 ngroups 1 nlayers 1\n"
+         "group D",
+         "nblocks 9223372036854775807 order HND kv packed shared 0 ngroups 1 "
+         "nlayers 1\ngroup D",
+         KVF_E_OVERFLOW},
+    };
+
+    (void)state;
+    ROWS_HOLD(v);
+}
+
 /* Two layers on the same bytes of D: one would write over the other. */
 static void test_overlap(void **state)
 {
@@ -245,7 +327,8 @@ int main(void)
         cmocka_unit_test(test_shares),   cmocka_unit_test(test_window_suffices),
         cmocka_unit_test(test_refusals), cmocka_unit_test(test_batches),
         cmocka_unit_test(test_coalesce), cmocka_unit_test(test_overlap),
-        cmocka_unit_test(test_prefixes),
+        cmocka_unit_test(test_prefixes), cmocka_unit_test(test_order_of_lines),
+        cmocka_unit_test(test_borders),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

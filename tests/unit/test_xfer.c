@@ -223,8 +223,8 @@ static void cancel_at_any_moment(void **state)
     for (unsigned turns = 0; turns < 60; turns++) {
         struct pull p;
 
-        rig_open(20 * MIB);
-        rig.plan.chunk = 4 * MIB;
+        rig_open(2 * MIB);
+        rig.plan.chunk = 512 * KIB;
         init(&p, false);
         start(&p);
         settle(turns);
