@@ -1,8 +1,10 @@
 """The kvferryds of a deployment: their configuration, their start."""
+import fcntl
 import os
 import re
 import socket
 import subprocess
+import tempfile
 import time
 
 import process
@@ -30,16 +32,28 @@ def port_of(base, stage, rank):
 
 
 def free_base(workers):
-    """A base port with which all workers' ports are free now."""
-    for base in range(20000 + os.getpid() % 10000, 60000, 1100):
+    """A base port with which all workers' ports are free now, and will not be
+    taken by another deployment of this user that starts at this moment: byte n
+    of a file stands for port n, and is locked until the process ends."""
+    path = os.path.join(tempfile.gettempdir(), f"kvf-serve-{os.getuid()}.ports")
+    fd = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    span = max(port_of(0, *w) for w in workers) + 1
+    for i in range(40):
+        base = 20000 + (os.getpid() + i) % 40 * 300  # below the kernel's own
+        try:
+            fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB, span, base)
+        except OSError:
+            continue
         try:
             for stage, rank in workers:
                 with socket.socket() as s:
+                    # As the daemon does: only a listener is in the way.
+                    s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                     s.bind(("127.0.0.1", port_of(base, stage, rank)))
             return base
         except OSError:
-            continue
-    raise SystemExit("no free ports")
+            fcntl.lockf(fd, fcntl.LOCK_UN, span, base)
+    raise SystemExit("no free ports: name some with --zmq-port")
 
 
 class Loopback:
