@@ -10,6 +10,7 @@ from collections import namedtuple
 from contextlib import contextmanager
 
 from . import machine as m
+from . import pair
 
 K, M, G = 1 << 10, 1 << 20, 1 << 30
 SIZES = (M, 16 * M, 256 * M, G)
@@ -262,6 +263,7 @@ def all_cases(streams):
             ("blocks-tcp", blocks("tcp", "get")),
             ("descriptors-shm", descriptors("auto")),
             ("descriptors-tcp", descriptors("tcp"))]
+    out += pair.cases(line)
     out += [("latency", latency), ("many", many), ("ping", ping),
             ("crowd", crowd), ("idle", idle)]
     return out

@@ -24,8 +24,11 @@ struct pair {
     bool target, write, verify, json, cold;
     const char *engine, *protocol, *device, *ready_file, *kvferryd, *window,
         *unit;
-    char host[256]; /* local: what the own daemon binds and tells */
-    uint16_t port;  /* its metadata port; 0: a free one */
+    const char *nics; /* a file that names devices; NULL: none */
+    char nic[64];     /* what `device` points to */
+    bool discover;    /* the daemon chooses the device */
+    char host[256];   /* local: what the own daemon binds and tells */
+    uint16_t port;    /* its metadata port; 0: a free one */
     char peer_host[256];
     uint16_t peer_port; /* initiator: where the target is */
     uint64_t block, buffer, duration_ms, timeout_ms, count;

@@ -2,12 +2,15 @@
  *
  * Names are ours; those of Mooncake's transfer_engine_bench and
  * rdma_transport_test are taken too, with underscores or dashes, with one dash
- * or two. What makes sense only for an accelerator's memory is refused in plain
- * words; what has no meaning here is accepted and does nothing. */
+ * or two, booleans in all words of gflags. What makes sense only for an
+ * accelerator's memory is refused in plain words; what has no meaning here is
+ * accepted and does nothing. */
 #include "pair.h"
 
+#include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 
 enum {
     O_MODE = 1,
@@ -35,7 +38,11 @@ enum {
     O_UNIT,
     O_PRECISION,
     O_VRAM,
+    O_DISCOVER,
+    O_NICS,
+    O_BACKEND,
     O_NOT_YET,
+    O_FLAG, /* a boolean without a meaning here */
     O_NOTHING
 };
 
@@ -69,11 +76,15 @@ static const struct option options[] = {
     {"nouse-vram", no_argument, NULL, O_NOTHING},
     {"gpu-id", required_argument, NULL, O_NOT_YET},
     {"npu-id", required_argument, NULL, O_NOT_YET},
-    {"nic-priority-matrix", required_argument, NULL, O_NOT_YET},
-    {"auto-discovery", optional_argument, NULL, O_NOTHING},
+    {"nic-priority-matrix", required_argument, NULL, O_NICS},
+    {"auto-discovery", optional_argument, NULL, O_DISCOVER},
     {"noauto-discovery", no_argument, NULL, O_NOTHING},
-    {"init-mem", optional_argument, NULL, O_NOTHING},
-    {"backend", required_argument, NULL, O_NOTHING},
+    {"init-mem", optional_argument, NULL, O_FLAG},
+    {"noinit-mem", no_argument, NULL, O_NOTHING},
+    {"backend", required_argument, NULL, O_BACKEND},
+    {"logtostderr", optional_argument, NULL, O_FLAG},
+    {"alsologtostderr", optional_argument, NULL, O_FLAG},
+    {"minloglevel", required_argument, NULL, O_NOTHING},
     {0},
 };
 
@@ -109,6 +120,11 @@ bool pair_wanted(int argc, char **argv)
         if (strncmp(name, "mode=", 5) == 0 && is_pair(name + 5))
             return true;
         if (strcmp(name, "mode") == 0 && i + 1 < argc && is_pair(argv[i + 1]))
+            return true;
+        /* Those tools are initiators unless told otherwise. */
+        if (strncmp(name, "segment", 7) == 0 &&
+            (name[7] == '-' || name[7] == '_') &&
+            strncmp(name + 8, "id", 2) == 0)
             return true;
     }
     return false;
@@ -197,9 +213,13 @@ static bool text_option(int code, struct pair *p)
     case O_PROTOCOL:
         p->protocol = optarg;
         return true;
-    case O_DEVICE:
-        p->device = optarg;
-        return true;
+    case O_DEVICE: /* of a list the first */
+        p->device = p->nic;
+        return (size_t)snprintf(p->nic, sizeof p->nic, "%.*s",
+                                (int)strcspn(optarg, ","),
+                                optarg) < sizeof p->nic;
+    case O_BACKEND:
+        return strcmp(optarg, "classic") == 0 || strcmp(optarg, "tent") == 0;
     case O_ENGINE:
         p->engine = optarg;
         return true;
@@ -220,16 +240,77 @@ static bool text_option(int code, struct pair *p)
     }
 }
 
-/* `--use-vram true`: getopt leaves the word of an optional argument alone. */
-static bool wants_vram(int argc, char **argv)
+/* 1, 0, or -1 for a word that is neither. */
+static int boolean(const char *word)
 {
-    const char *v = optarg;
+    static const char *const words[] = {"false", "f", "no",  "n", "0",
+                                        "true",  "t", "yes", "y", "1"};
 
-    if (v == NULL && optind < argc &&
-        (strcmp(argv[optind], "true") == 0 ||
-         strcmp(argv[optind], "false") == 0))
-        v = argv[optind++];
-    return v == NULL || strcmp(v, "false") != 0;
+    for (int i = 0; i < 10; i++)
+        if (strcasecmp(word, words[i]) == 0)
+            return i >= 5;
+    return -1;
+}
+
+/* The value of a boolean option. `--use-vram true`: getopt leaves the word of
+ * an optional argument alone. */
+static int flag(int argc, char **argv)
+{
+    if (optarg != NULL)
+        return boolean(optarg);
+    if (optind < argc && boolean(argv[optind]) >= 0)
+        return boolean(argv[optind++]);
+    return 1;
+}
+
+static int flag_option(struct pair *p, int code, int nth, int argc, char **argv)
+{
+    int v = flag(argc, argv);
+
+    if (v < 0)
+        return cli_usage(p->c, "bad value %s of %s", optarg, argv[nth]);
+    if (v == 1 && code == O_VRAM)
+        return cli_usage(p->c, "--use-vram: memory of an accelerator is not "
+                               "supported yet; use --use-vram=false");
+    if (v == 1 && code == O_DISCOVER)
+        p->discover = true;
+    return 0;
+}
+
+/* What only an accelerator's memory or fabric can do. */
+static bool needs_accelerator(const char *protocol)
+{
+    static const char *const those[] = {"barex",  "nvlink",       "hip",
+                                        "nvmeof", "nvlink_intra", "ascend"};
+
+    for (size_t i = 0; i < sizeof those / sizeof *those; i++)
+        if (strcmp(protocol, those[i]) == 0)
+            return true;
+    return false;
+}
+
+/* {"cpu:0": [["mlx5_2", ...], ["mlx5_3", ...]], ...}: the first device that the
+ * file prefers for the host's memory. A file that cannot be read is passed
+ * over, as those tools do, and said so. */
+static void first_nic(struct pair *p, const char *path)
+{
+    json_error_t err;
+    json_t *root = json_load_file(path, 0, &err);
+    const json_t *rows = json_object_get(root, "cpu:0");
+    const json_t *name = json_array_get(json_array_get(rows, 0), 0);
+
+    if (json_array_size(json_array_get(rows, 0)) == 0)
+        name = json_array_get(json_array_get(rows, 1), 0);
+    if (json_is_string(name)) {
+        snprintf(p->nic, sizeof p->nic, "%s", json_string_value(name));
+        p->device = p->nic;
+    } else {
+        fprintf(stderr,
+                "kvferry bench: --nic-priority-matrix: %s names no device for "
+                "cpu:0; going on without\n",
+                path);
+    }
+    json_decref(root);
 }
 
 static int option(struct pair *p, int code, int nth, int argc, char **argv)
@@ -247,10 +328,12 @@ static int option(struct pair *p, int code, int nth, int argc, char **argv)
     case O_NOTHING:
         return 0;
     case O_VRAM:
-        if (!wants_vram(argc, argv))
-            return 0;
-        return cli_usage(p->c, "--use-vram: memory of an accelerator is not "
-                               "supported yet; use --use-vram=false");
+    case O_DISCOVER:
+    case O_FLAG:
+        return flag_option(p, code, nth, argc, argv);
+    case O_NICS:
+        p->nics = optarg;
+        return 0;
     case O_NOT_YET:
         return cli_usage(p->c, "%s is not supported yet", argv[nth]);
     case O_METADATA:
@@ -272,6 +355,13 @@ static int check(struct pair *p)
 
     if (p->engine == NULL)
         p->engine = p->c->endpoint;
+    if (needs_accelerator(p->protocol))
+        return cli_usage(p->c, "--protocol %s is not supported yet",
+                         p->protocol);
+    if (p->nics != NULL && p->nics[0] != '\0')
+        first_nic(p, p->nics);
+    if (p->discover)
+        p->device = NULL; /* the daemon finds one */
     if (p->block > (1ull << 40) / p->batch / p->depth)
         return cli_usage(p->c, "block size x batch size x depth is above 1TiB");
     if (!p->target && p->peer_port == 0)

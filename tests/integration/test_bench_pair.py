@@ -301,6 +301,84 @@ def test_words_of_mooncakes_tools(target):
     assert "depth 2" in out
 
 
+def matrix(tmp_path, text):
+    path = tmp_path / "matrix.json"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("args", [
+    # transfer_engine_bench and rdma_transport_test, as their users write it:
+    # no --mode is an initiator, every boolean of gflags, one dash or two.
+    ["--metadata_server=P2PHANDSHAKE", "--operation=read", "--duration=1",
+     "--protocol=tcp", "--block_size=65536", "--batch_size=128",
+     "--buffer_size=1073741824", "--threads=1", "--report_unit=GiB",
+     "--report_precision=3", "--backend=classic", "--use_vram=false",
+     "--init_mem=true", "--auto_discovery=false"],
+    ["-metadata_server", "P2PHANDSHAKE", "-operation", "write", "-duration",
+     "1", "-protocol", "tcp", "-device_name", "erdma_0,erdma_1",
+     "-nouse_vram", "-noauto_discovery", "-logtostderr"],
+    ["--metadata_server=P2PHANDSHAKE", "--protocol=tcp", "--duration=1",
+     "--use_vram=0", "--auto_discovery", "--device_name=mlx5_2",
+     "--nic_priority_matrix=", "--backend=tent", "--noinit_mem"],
+    ["--metadata_server=P2PHANDSHAKE", "--protocol=tcp", "--duration=1",
+     "--use_vram", "no", "--auto_discovery", "true",
+     "--nic_priority_matrix=/nonexistent", "--init_mem", "false"],
+])
+def test_command_lines_of_mooncakes_tools(target, args):
+    t = target("--protocol=tcp")
+    out, _ = run("--segment_id=" + t.at, "--local_server_name=127.0.0.1",
+                 *args)
+    unit = "GiB" if "--report_unit=GiB" in args else "GB"
+    digits = 3 if "--report_precision=3" in args else 2
+    assert re.fullmatch(rf"Test completed: duration \d+\.\d\d, batch count \d+"
+                        rf", throughput \d+\.\d{{{digits}}} {unit}/s",
+                        out.splitlines()[-1])
+
+
+@pytest.mark.parametrize("text,device", [
+    ('{"cpu:0": [["mlx9_7", "b"], ["c"]], "cpu:1": [["d"], []]}', "mlx9_7"),
+    ('{"cpu:0": [[], ["mlx9_8"]]}', "mlx9_8"),
+    ('{"cpu:0": [[], []]}', None), ("{", None), ('{"cpu:0": 7}', None),
+    ('{"cpu:0": [[7]]}', None)])
+def test_nic_priority_matrix(tmp_path, text, device):
+    """The daemon is asked for that device, which is not here; without one it
+    says that there is none at all, or starts."""
+    p = popen("--mode", "target", "--protocol", "rdma",
+              f"--nic_priority_matrix={matrix(tmp_path, text)}",
+              "--device_name=mlx9_1")
+    line = p.stdout.readline()
+    if line:
+        p.send_signal(signal.SIGTERM)
+    _, out, err = finish(p)
+    assert ("names no device" in err) == (device is None)
+    assert line or (device or "mlx9_1") in err or "verbs" in err, err
+
+
+def test_target_on_a_port_in_use(target):
+    t = target()
+    port = t.at.rsplit(":", 1)[1]
+    out, err = run("--mode", "target", "--local_server_name",
+                   f"127.0.0.1:{port}", rc=CODE["PEER_UNREACHABLE"])
+    assert out == "" and "kvferryd did not start" in err and port in err
+
+
+def test_no_daemon_at_that_port(target):
+    """Something listens there that is no kvferryd, or does not answer."""
+    import socket
+    for answer in (b"", b"HTTP/1.1 400 Bad Request\r\n\r\n"):
+        with socket.socket() as s:
+            s.bind(("127.0.0.1", 0))
+            s.listen()
+            i = popen("--mode", "initiator", "--timeout", "700ms",
+                      "--segment-id", f"127.0.0.1:{s.getsockname()[1]}")
+            c, _ = s.accept()
+            c.sendall(answer)
+            rc, out, err = finish(i)
+            c.close()
+        assert (rc, out) == (CODE["PEER_UNREACHABLE"], ""), err
+
+
 def test_port_of_the_target(target):
     import socket
     with socket.socket() as s:
@@ -324,6 +402,13 @@ def test_port_of_the_target(target):
     (["--segment-id", "h:1", "--use_vram"], "not supported yet"),
     (["--segment-id", "h:1", "--npu-id", "1"], "not supported yet"),
     (["--segment-id", "h:1", "--gpu_id=0"], "not supported yet"),
+    (["--segment-id", "h:1", "--use_vram=T"], "not supported yet"),
+    (["--segment-id", "h:1", "--use_vram=1"], "not supported yet"),
+    (["--segment-id", "h:1", "--use_vram=perhaps"], "bad value perhaps"),
+    (["--segment-id", "h:1", "--auto_discovery=2"], "bad value 2"),
+    (["--segment-id", "h:1", "--backend=new"], "bad value new"),
+    (["--segment-id", "h:1", "--protocol=nvlink"], "not supported yet"),
+    (["--segment-id", "h:1", "--protocol=barex"], "not supported yet"),
     (["--segment-id", "h:1", "--nonsense"], "bad option"),
     (["--segment-id", "h:1", "extra"], "takes no argument"),
 ])
