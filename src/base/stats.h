@@ -69,6 +69,9 @@
     X(retired, "generations retired")                                          \
     X(peer_up, "peer sessions that came up")                                   \
     X(peer_down, "peer sessions lost")                                         \
+    X(layouts_evicted,                                                         \
+      "layouts of other daemons' engines dropped for newer ones, unused")      \
+    X(layouts_refused, "of these, refused: all that may be known are in use")  \
     X(peer_malformed, "peer messages that could not be read or believed")      \
     X(peer_refused, "peers refused: version or cluster")                       \
     X(peer_stale, "peer messages of another incarnation")                      \

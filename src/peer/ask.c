@@ -119,6 +119,13 @@ void kvf_peer_on_deny(struct kvf_peer *p, const struct kvf_peer_msg *m)
     if (a == NULL)
         return; /* taken back meanwhile */
     kvf_peer_ask_over(a);
+    if (m->u.deny.status == KVF_NOT_FOUND && a->layout != 0 && !a->retold) {
+        /* It had to drop our layout for newer ones: once more, with it. */
+        a->retold = true;
+        kvf_told_drop(&p->told, a->layout);
+        a->on_again(a);
+        return;
+    }
     a->free = m->u.deny.free;
     a->largest_free = m->u.deny.largest_free;
     a->needed = m->u.deny.needed;

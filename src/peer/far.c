@@ -3,7 +3,9 @@
  *
  * Happy path: LAYOUT comes once for a connection, before the first message that
  * names it; the pair of it and one of ours is made at the first use and kept.
- * Failure modes: too many (BUSY); memory; pairs that do not fit keep the reason
+ * At the bound the one that was not used for longest goes; who names it then is
+ * told that it is not known, and it is sent again. Failure modes: too many in
+ * use (BUSY); memory; pairs that do not fit keep the reason
  * and are logged once, field by field. */
 #include "peer/peers_private.h"
 
@@ -63,14 +65,62 @@ struct kvf_far *kvf_far_find(struct kvf_far *table, uint64_t number)
     return f;
 }
 
-int kvf_far_add(struct kvf_far **table, struct kvf_peer_msg *m)
+struct kvf_far *kvf_far_use(struct kvf_far **table, uint64_t number)
+{
+    struct kvf_far *f = kvf_far_find(*table, number);
+
+    if (f == NULL || f->hh.next == NULL)
+        return f;
+    HASH_DEL(*table, f); /* the table is in the order of use */
+    HASH_ADD(hh, *table, number, sizeof f->number, f);
+    return f->hh.tbl != NULL ? f : NULL;
+}
+
+static void drop(struct kvf_far **table, struct kvf_far *f)
+{
+    HASH_DEL(*table, f);
+    f->gone = true;
+    kvf_far_release(f);
+}
+
+bool kvf_fars_full(struct kvf_far *table)
+{
+    struct kvf_far *f, *next;
+
+    if (HASH_COUNT(table) < KVF_FARS_MAX)
+        return false;
+    HASH_ITER (hh, table, f, next)
+        if (f->refs == 1)
+            return false;
+    return true;
+}
+
+/* Room for one more. */
+static bool make_room(struct kvf_far **table, struct kvf_stats *stats)
+{
+    struct kvf_far *f, *next;
+
+    if (HASH_COUNT(*table) < KVF_FARS_MAX)
+        return true;
+    HASH_ITER (hh, *table, f, next)
+        if (f->refs == 1) {
+            stats->layouts_evicted++;
+            drop(table, f);
+            return true;
+        }
+    stats->layouts_refused++;
+    return false;
+}
+
+int kvf_far_add(struct kvf_far **table, struct kvf_peer_msg *m,
+                struct kvf_stats *stats)
 {
     struct kvf_peer_layout *l = &m->u.layout;
     struct kvf_far *f;
 
     if (kvf_far_find(*table, l->number) != NULL)
         return -KVF_EXISTS;
-    if (HASH_COUNT(*table) >= KVF_FARS_MAX)
+    if (!make_room(table, stats))
         return -KVF_BUSY;
     f = calloc(1, sizeof *f);
     if (f != NULL)
@@ -103,13 +153,6 @@ int kvf_far_add(struct kvf_far **table, struct kvf_peer_msg *m)
         l->spaces = NULL;
     }
     return 0;
-}
-
-static void drop(struct kvf_far **table, struct kvf_far *f)
-{
-    HASH_DEL(*table, f);
-    f->gone = true;
-    kvf_far_release(f);
 }
 
 void kvf_far_drop(struct kvf_far **table, uint64_t number)

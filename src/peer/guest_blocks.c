@@ -16,10 +16,14 @@
 
 void kvf_guest_on_layout(struct kvf_guest *g, struct kvf_peer_msg *m)
 {
-    int ret = kvf_far_add(&g->fars, m);
+    int ret = kvf_far_add(&g->fars, m, g->ps->env.stats);
 
-    if (ret == -(int)KVF_BUSY || ret == -(int)KVF_NO_SPACE)
-        g->ps->env.stats->peer_malformed++; /* lookups that name it: STALE */
+    /* Lookups that name it are told. */
+    if (ret == -(int)KVF_BUSY)
+        kvf_log_limited(&g->ps->log_refused, g->ps->env.sched->now_ns,
+                        KVF_LOG_WARN, "KVF LAYOUT",
+                        "%s receiver refused: %u layouts of it are in use",
+                        g->name, KVF_FARS_MAX);
 }
 
 static void tell_layout(struct kvf_guest *g, const struct kvf_layout *l)
@@ -42,7 +46,7 @@ static struct kvf_guest_ask *admit(struct kvf_guest *g, uint64_t id,
                                    uint64_t layout, bool bound,
                                    const struct kvf_id *incarnation)
 {
-    struct kvf_far *far = kvf_far_find(g->fars, layout);
+    struct kvf_far *far = kvf_far_use(&g->fars, layout);
     struct kvf_guest_ask *a;
 
     if (bound && !kvf_id_equal(incarnation, &g->ps->env.incarnation)) {
@@ -52,8 +56,14 @@ static struct kvf_guest_ask *admit(struct kvf_guest *g, uint64_t id,
             "it had is gone");
         return NULL;
     }
-    if (far == NULL) {
-        kvf_guest_say_no(g, id, KVF_STALE,
+    if (far == NULL && kvf_fars_full(g->fars)) {
+        kvf_guest_say_no(g, id, KVF_BUSY,
+                         "the owner knows as many layouts of the receiver as "
+                         "it may (256), and all of them are in use");
+        return NULL;
+    }
+    if (far == NULL) { /* it was not told, or dropped: told again, it is */
+        kvf_guest_say_no(g, id, KVF_NOT_FOUND,
                          "the owner does not know the layout of the receiver");
         return NULL;
     }

@@ -111,6 +111,14 @@ static void send_hello(struct kvf_peer *p)
     free(live);
 }
 
+void kvf_peer_renew(struct kvf_peer *p)
+{
+    if (p->state != KVF_PEER_UP || p->renewing)
+        return;
+    p->renewing = true;
+    send_hello(p);
+}
+
 static void send_ping(struct kvf_peer *p)
 {
     struct kvf_peer_msg m;
@@ -384,10 +392,7 @@ static void on_refuse(struct kvf_peer *p, const struct kvf_peer_msg *m)
         kvf_id_equal(&m->head.from, &p->incarnation)) {
         /* The same start of it: only the connection is new to it, or it could
          * not hear us for a while. What both still know goes on. */
-        if (!p->renewing) {
-            p->renewing = true;
-            send_hello(p);
-        }
+        kvf_peer_renew(p);
         return;
     }
     if (status == KVF_STALE) {

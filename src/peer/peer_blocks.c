@@ -6,6 +6,8 @@
  * nobody waits for, or that names a layout that did not come, is given back. */
 #include "peer/peers_private.h"
 
+#include "base/log.h"
+
 #include <stdlib.h>
 #include <string.h>
 
@@ -41,7 +43,7 @@ int kvf_peer_ask_layout(struct kvf_peer *p, struct kvf_ask *a,
         return ret;
     kvf_peers_head(p->ps, &m, KVF_PEER_LAYOUT_ASK, &p->incarnation);
     m.u.layout_ask.ask = p->ps->next_ask;
-    m.u.layout_ask.layout = own->number;
+    m.u.layout_ask.layout = a->layout = own->number;
     m.u.layout_ask.has_incarnation = incarnation != NULL;
     if (incarnation != NULL)
         m.u.layout_ask.incarnation = *incarnation;
@@ -61,7 +63,7 @@ int kvf_peer_ask_blocks(struct kvf_peer *p, struct kvf_ask *a,
     kvf_peers_head(p->ps, &m, KVF_PEER_BLOCKS_ASK, &p->incarnation);
     m.u.blocks_ask = *body;
     m.u.blocks_ask.ask = p->ps->next_ask;
-    m.u.blocks_ask.layout = own->number;
+    m.u.blocks_ask.layout = a->layout = own->number;
     a->blocks = true;
     return kvf_ask_send(p, a, &m, why);
 }
@@ -72,6 +74,7 @@ void kvf_peer_forget_layouts(struct kvf_peer *p)
 {
     kvf_told_clear(&p->told);
     kvf_far_drop_all(&p->fars);
+    p->far_evicted = false;
 }
 
 struct kvf_far *kvf_peer_known_layout(struct kvf_peer *p,
@@ -118,28 +121,52 @@ static void on_verdict(struct kvf_peer *p, const struct kvf_peer_msg *m)
 
 static void on_layout(struct kvf_peer *p, struct kvf_peer_msg *m)
 {
-    int ret = kvf_far_add(&p->fars, m);
+    uint64_t before = p->ps->env.stats->layouts_evicted;
+    int ret = kvf_far_add(&p->fars, m, p->ps->env.stats);
 
-    if (ret == -(int)KVF_BUSY || ret == -(int)KVF_NO_SPACE)
-        p->ps->env.stats->peer_malformed++;
+    p->far_evicted |= p->ps->env.stats->layouts_evicted != before;
+    /* Answers that name it end their lookups. */
+    if (ret == -(int)KVF_BUSY)
+        kvf_log_limited(&p->ps->log_refused, p->ps->env.sched->now_ns,
+                        KVF_LOG_WARN, "KVF LAYOUT",
+                        "%s sender refused: %u layouts of it are in use",
+                        p->name, KVF_FARS_MAX);
+}
+
+/* The owner named a layout that is not known here. True: because it was dropped
+ * for newer ones; it is told again, and the lookup asked again. */
+static bool tell_again(struct kvf_peer *p, struct kvf_why *why)
+{
+    if (kvf_fars_full(p->fars)) {
+        kvf_fail(why, KVF_BUSY,
+                 "as many layouts of %s as may be known (%u) are in use here",
+                 p->name, KVF_FARS_MAX);
+        return false;
+    }
+    if (p->far_evicted) {
+        kvf_peer_renew(p);
+        return true;
+    }
+    kvf_fail(why, KVF_STALE, "%s named a layout that it did not send", p->name);
+    return false;
 }
 
 static void on_layout_is(struct kvf_peer *p, const struct kvf_peer_msg *m)
 {
     struct kvf_ask *a = kvf_peer_find_ask(p, m->u.layout_is.ask);
-    struct kvf_far *far = kvf_far_find(p->fars, m->u.layout_is.layout);
+    struct kvf_far *far = kvf_far_use(&p->fars, m->u.layout_is.layout);
     struct kvf_why why;
 
     if (a == NULL || a->on_layout == NULL)
         return; /* taken back meanwhile */
-    kvf_peer_ask_over(a);
-    if (far != NULL) {
-        a->on_layout(a, far);
+    if (far == NULL && tell_again(p, &why))
         return;
-    }
-    kvf_fail(&why, KVF_STALE, "%s named a layout that it did not send",
-             p->name);
-    a->on_deny(a, &why, 0, 0);
+    kvf_peer_ask_over(a);
+    a->retold = false;
+    if (far != NULL)
+        a->on_layout(a, far);
+    else
+        a->on_deny(a, &why, 0, 0);
 }
 
 /* The regions of the layout as the segments of the claim. */
@@ -165,7 +192,7 @@ static bool map_regions(struct kvf_peer *p, struct kvf_grant *g)
 static struct kvf_grant *grant_new(struct kvf_peer *p,
                                    struct kvf_peer_blocks *b)
 {
-    struct kvf_far *far = kvf_far_find(p->fars, b->layout);
+    struct kvf_far *far = kvf_far_use(&p->fars, b->layout);
     struct kvf_grant *g;
 
     if (far == NULL || far->side.n_groups != b->n_groups)
@@ -218,15 +245,18 @@ static void on_blocks(struct kvf_peer *p, struct kvf_peer_msg *m)
         return;
     }
     g = grant_new(p, b);
-    kvf_peer_ask_over(a);
     if (g == NULL) {
         kvf_peer_refuse_claim(p, b->claim, &b->token);
-        kvf_fail(&why, KVF_STALE,
-                 "%s granted blocks of a layout that is not known here",
-                 p->name);
+        if (kvf_far_find(p->fars, b->layout) != NULL)
+            kvf_fail(&why, KVF_NO_SPACE, "out of memory for a claim");
+        else if (tell_again(p, &why))
+            return;
+        kvf_peer_ask_over(a);
         a->on_deny(a, &why, 0, 0);
         return;
     }
+    kvf_peer_ask_over(a);
+    a->retold = false;
     a->on_grant(a, g);
 }
 

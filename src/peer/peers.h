@@ -309,8 +309,10 @@ struct kvf_ask {
     struct kvf_peer *peer;
     uint64_t id;
     bool active;
-    bool write;  /* what is granted will be written into */
-    bool blocks; /* a grant of blocks is due, and no other */
+    bool write;      /* what is granted will be written into */
+    bool blocks;     /* a grant of blocks is due, and no other */
+    uint64_t layout; /* ours that it named; 0 = none */
+    bool retold;     /* the owner did not know it, and was told again */
     /* NULL: such an answer is a lie of the owner, and ignored. */
     void (*on_grant)(struct kvf_ask *a, struct kvf_grant *g);
     void (*on_applied)(struct kvf_ask *a, uint64_t generation);

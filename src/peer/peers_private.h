@@ -60,6 +60,7 @@ struct kvf_peer {
     struct kvf_grant_private *grants; /* by claim id */
     struct kvf_end *ends;             /* by claim id */
     struct kvf_far *fars;             /* layouts of its engines */
+    bool far_evicted;                 /* one of those, since the last WELCOME */
     struct kvf_told told;
     struct kvf_list watches; /* our pushes there (retired.c) */
     struct kvf_list outq;
@@ -201,6 +202,9 @@ int kvf_peers_check_head(const struct kvf_peers *ps,
 
 /* peer.c */
 int kvf_peer_send(struct kvf_peer *p, struct kvf_peer_msg *m);
+/* Says HELLO again within the session: both sides forget what was told, and
+ * lookups are asked again. */
+void kvf_peer_renew(struct kvf_peer *p);
 /* Dials a peer that is in the table; and hangs up, closing its links. */
 void kvf_peer_begin(struct kvf_peer *p);
 void kvf_peer_end(struct kvf_peer *p);
@@ -250,10 +254,16 @@ void kvf_peer_gone(struct kvf_peer *p);
 void kvf_peer_drop_watches(struct kvf_peer *p);
 /* far.c */
 #define KVF_FARS_MAX 256u
-/* Empties the message. -KVF_BUSY at the bound, -KVF_NO_SPACE; -KVF_EXISTS when
- * that number is known already (nothing changes). */
-int kvf_far_add(struct kvf_far **table, struct kvf_peer_msg *m);
+/* Empties the message. At the bound the one that nobody holds and that was not
+ * used for longest goes; -KVF_BUSY when all are held, -KVF_NO_SPACE;
+ * -KVF_EXISTS when that number is known already (nothing changes). */
+int kvf_far_add(struct kvf_far **table, struct kvf_peer_msg *m,
+                struct kvf_stats *stats);
 struct kvf_far *kvf_far_find(struct kvf_far *table, uint64_t number);
+/* The same, and it is the one used last. */
+struct kvf_far *kvf_far_use(struct kvf_far **table, uint64_t number);
+/* At the bound, and all of them are held? */
+bool kvf_fars_full(struct kvf_far *table);
 void kvf_far_drop(struct kvf_far **table, uint64_t number);
 void kvf_far_drop_all(struct kvf_far **table);
 /* Maps all of its regions; false: not possible here. */

@@ -15,8 +15,9 @@ from kvf_peer import ABORT, DENY, DONE, ENDED, Getter
 
 LAYOUT, LAYOUT_GONE, LAYOUT_ASK, LAYOUT_IS, BLOCKS_ASK, BLOCKS_GRANT, \
     TOGETHER, VERDICT = range(16, 24)
-OK, INVALID, STALE, DENIED = (kvf.STATUSES.index(x) for x in
-                              ("OK", "INVALID", "STALE", "DENIED"))
+OK, INVALID, NOT_FOUND, STALE, DENIED = (kvf.STATUSES.index(x) for x in
+                              ("OK", "INVALID", "NOT_FOUND", "STALE",
+                               "DENIED"))
 PAGE = 4 * 4 * 2 * 8  # of plain_case: heads, tokens, k and v, bytes
 
 
@@ -195,7 +196,7 @@ def test_bad_messages_change_nothing(fleet):
     d.send(BLOCKS_GRANT, ask=1)
     d.ask_blocks(layout=100)  # one that was not taken
     type_, body, _ = d.recv(DENY)
-    assert body["status"] == STALE
+    assert body["status"] == NOT_FOUND
     d.ask_blocks(rank=5, request_id="r")  # parks: nobody is rank 5
     d.tell(case)  # once more: ignored
     d.send(LAYOUT_GONE, number=12345)

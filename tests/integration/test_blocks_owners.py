@@ -261,3 +261,84 @@ def test_a_group_whose_meeting_point_is_not_there():
         assert "together" in got["message"]
     finally:
         f.close()
+
+
+# ---- more layouts than one daemon keeps of another --------------------------
+
+LAYOUTS_KEPT = 256
+
+
+def counter(daemon, name):
+    return daemon.engine().ok("stats")["counters"][name]
+
+
+def test_more_layouts_of_receivers_than_an_owner_keeps():
+    """Those that nothing uses make room, and are told again when named."""
+    fleet = Fleet()
+    try:
+        case = plain_case()
+        (p,), (d,) = fleet.ranks(case)
+        p.fill()
+        layouts = [d.layout] + [d.declare() for _ in range(LAYOUTS_KEPT + 4)]
+        for n, layout in enumerate(layouts + layouts[:3]):
+            d.clear()
+            d.layout = layout
+            handle = p.publish(f"r{n}")
+            got = d.pull(handle=handle)
+            assert got.status == "OK", (n, dict(got))
+            d.check()
+        assert counter(fleet.p[0], "layouts_evicted") >= 5
+        assert counter(fleet.p[0], "layouts_refused") == 0
+    finally:
+        fleet.close()
+
+
+def test_more_layouts_of_a_sender_than_a_receiver_keeps():
+    fleet = Fleet()
+    try:
+        case = plain_case()
+        (p,), (d,) = fleet.ranks(case)
+        p.fill()
+        layouts = [p.layout] + [p.declare() for _ in range(LAYOUTS_KEPT + 4)]
+        for n, layout in enumerate(layouts + layouts[:3]):
+            d.clear()
+            p.layout = layout
+            handle = p.publish(f"r{n}")
+            got = d.pull(handle=handle)
+            assert got.status == "OK", (n, dict(got))
+            d.check()
+        assert counter(fleet.d[0], "layouts_evicted") >= 5
+    finally:
+        fleet.close()
+
+
+def test_as_many_layouts_in_use_as_an_owner_keeps():
+    """The next one is refused clearly, counted and logged; the others, whose
+    pulls wait for their request, get it."""
+    fleet = Fleet()
+    try:
+        case = plain_case()
+        (p,), (d,) = fleet.ranks(case)
+        p.fill()
+        d.clear()
+        assert d.pull(handle=p.publish("first")).status == "OK"
+        asked = []
+        for _ in range(LAYOUTS_KEPT):
+            d.layout = d.declare()
+            asked.append(d.send_pull(request_id="r", from_={"stage": 0}))
+        until(lambda: counter(fleet.p[0], "layouts_evicted") == 1,
+              "room made")
+        d.layout = d.declare()
+        got = d.pull(request_id="r", from_={"stage": 0})
+        assert got.status == "BUSY" and "256" in got["message"], dict(got)
+        assert counter(fleet.p[0], "layouts_refused") == 1
+        fleet.p[0].wait_log(r"\[KVF LAYOUT\] .* receiver refused: 256 layouts")
+        p.publish("r")
+        for a in asked:
+            assert d.client.recv(a).status in ("OK", "CONSUMED")
+        d.check()
+        # There is room again.
+        got = d.pull(handle=p.publish("last"))
+        assert got.status == "OK", dict(got)
+    finally:
+        fleet.close()
