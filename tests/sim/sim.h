@@ -49,7 +49,11 @@ struct sim_conf {
     uint64_t bulk_chunk; /* bytes of one op */
     uint64_t bulk_step_ns;
     unsigned no_shm; /* bit i: node i offers no shared memory */
+    /* So many nodes are the ranks of stage 0, the others those of stage 1; 0:
+     * each is a stage of its own. */
+    unsigned senders;
     unsigned bulk_fail_pct, bulk_cut_pct, dup_hello_pct, busy_pct;
+    unsigned dup_pct; /* of all messages: comes twice */
 };
 
 struct sim {
@@ -100,6 +104,7 @@ struct sim_node {
     bool alive, frozen;
     unsigned boots;
     uint64_t pid, thawed_ns;
+    uint64_t dying_ns; /* its clock runs on while it is killed */
     struct kvf_worker worker;
     struct kvf_id incarnation;
     struct kvf_conf *conf;
@@ -145,6 +150,8 @@ void sim_fail(struct sim *sim, const char *fmt, ...)
  */
 
 void sim_node_start(struct sim *sim, unsigned idx);
+/* Which worker a node is. */
+struct kvf_worker sim_worker(const struct sim *sim, unsigned idx);
 /* SIGKILL: nothing is said to anybody. The engine lives on unless told. */
 void sim_node_kill(struct sim_node *n, bool engine_too);
 void sim_node_freeze(struct sim_node *n);

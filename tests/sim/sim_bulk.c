@@ -191,6 +191,24 @@ static uint64_t buffer_at(const struct sim_node *n, const uint8_t *p)
     sim_fail(n->sim, "node %u serves what is in no buffer", n->idx);
 }
 
+/* The next pieces of an op of many runs, from where it stands. */
+static int resolve_runs(const struct op *o, struct sim_node *owner,
+                        void *session, struct serve *sv, struct kvf_why *why)
+{
+    const struct kvf_transfer_op *op = o->op;
+    struct kvf_range ranges[PIECES];
+    unsigned n = 0;
+
+    while (n < PIECES && op->cur_iov + n < op->n_runs) {
+        const struct kvf_run *r = &op->runs[op->cur_iov + n];
+
+        ranges[n++] = (struct kvf_range){r->offset, r->length};
+    }
+    return kvf_guest_serve_ops.resolve_runs(
+        owner->peers, session, op->remote->claim, &op->remote->token, op->write,
+        ranges, n, op->cur_iov_off, sv->iov, &sv->n_iov, &sv->pin, why);
+}
+
 /* Asks the owner for the next piece. False: the op is over. */
 static bool resolve(struct op *o, struct sim_node *owner)
 {
@@ -210,10 +228,12 @@ static bool resolve(struct op *o, struct sim_node *owner)
     }
     sv->n_iov = PIECES;
     before = sim_enter(owner);
-    ret = kvf_guest_serve_ops.resolve(
-        owner->peers, session, op->remote->claim, &op->remote->token, op->write,
-        op->offset + op->moved, op->length - op->moved, sv->iov, &sv->n_iov,
-        &sv->pin, &why);
+    ret = op->n_runs != 0 ? resolve_runs(o, owner, session, sv, &why)
+                          : kvf_guest_serve_ops.resolve(
+                                owner->peers, session, op->remote->claim,
+                                &op->remote->token, op->write,
+                                op->offset + op->moved, op->length - op->moved,
+                                sv->iov, &sv->n_iov, &sv->pin, &why);
     sim_leave(owner, before);
     if (ret < 0) {
         free(sv);
@@ -222,7 +242,8 @@ static bool resolve(struct op *o, struct sim_node *owner)
     }
     for (unsigned i = 0; i < sv->n_iov; i++) {
         sv->left += sv->iov[i].iov_len;
-        sv->buffer[sv->n_buffers++] = buffer_at(owner, sv->iov[i].iov_base);
+        if (op->n_runs == 0) /* else it lies in an engine's region */
+            sv->buffer[sv->n_buffers++] = buffer_at(owner, sv->iov[i].iov_base);
     }
     kvf_list_init(&sv->node);
     kvf_list_push_back(&owner->sim->serves, &sv->node);
@@ -234,32 +255,40 @@ static bool resolve(struct op *o, struct sim_node *owner)
     return true;
 }
 
+/* The local piece that an op stands in. */
+static struct iovec near_of(const struct kvf_transfer_op *op)
+{
+    const struct kvf_run *r = &op->runs[op->cur_iov];
+
+    return op->n_runs != 0 ? (struct iovec){r->local, r->length}
+                           : op->iov[op->cur_iov];
+}
+
 static void copy(struct op *o, size_t max)
 {
     struct kvf_transfer_op *op = o->op;
     struct serve *sv = o->serve;
 
     while (max != 0 && sv->left != 0) {
-        const struct iovec *far = &sv->iov[sv->at], *near;
+        const struct iovec *far = &sv->iov[sv->at], near = near_of(op);
         size_t n = far->iov_len - sv->at_off;
 
-        near = &op->iov[op->cur_iov];
-        if (n > near->iov_len - op->cur_iov_off)
-            n = near->iov_len - op->cur_iov_off;
+        if (n > near.iov_len - op->cur_iov_off)
+            n = near.iov_len - op->cur_iov_off;
         if (n > max)
             n = max;
         if (op->write)
             memcpy((uint8_t *)far->iov_base + sv->at_off,
-                   (const uint8_t *)near->iov_base + op->cur_iov_off, n);
+                   (const uint8_t *)near.iov_base + op->cur_iov_off, n);
         else
-            memcpy((uint8_t *)near->iov_base + op->cur_iov_off,
+            memcpy((uint8_t *)near.iov_base + op->cur_iov_off,
                    (const uint8_t *)far->iov_base + sv->at_off, n);
         op->moved += n;
         op->cur_iov_off += n;
         sv->at_off += n;
         sv->left -= n;
         max -= n;
-        if (op->cur_iov_off == near->iov_len)
+        if (op->cur_iov_off == near.iov_len)
             op->cur_iov++, op->cur_iov_off = 0;
         if (sv->at_off == far->iov_len)
             sv->at++, sv->at_off = 0;
@@ -441,16 +470,16 @@ static void destroy(struct kvf_transport *t)
     free(kvf_container_of(t, struct bulk, t));
 }
 
-static const struct kvf_transport_ops bulk_ops = {.name = "tcp",
-                                                  .caps = KVF_CAP_READ |
-                                                          KVF_CAP_WRITE,
-                                                  .destroy = destroy,
-                                                  .link_open = link_open,
-                                                  .post = post,
-                                                  .cancel = cancel,
-                                                  .link_close = link_close,
-                                                  .chunk = chunk,
-                                                  .depth = depth};
+static const struct kvf_transport_ops bulk_ops = {
+    .name = "tcp",
+    .caps = KVF_CAP_READ | KVF_CAP_WRITE | KVF_CAP_RUNS,
+    .destroy = destroy,
+    .link_open = link_open,
+    .post = post,
+    .cancel = cancel,
+    .link_close = link_close,
+    .chunk = chunk,
+    .depth = depth};
 
 int sim_bulk_create(struct sim_node *n, struct kvf_transport **out,
                     struct kvf_why *why)
@@ -507,7 +536,7 @@ void sim_bulk_check(struct sim *sim)
         for (unsigned k = 0; k < sv->n_buffers; k++)
             if (kvf_buffer_find(sv->owner->bufs, sv->buffer[k]) == NULL)
                 sim_fail(sim, "node %u freed what it sends", sv->owner->idx);
-        if (sv->op != NULL &&
+        if (sv->op != NULL && sv->op->op->n_runs == 0 &&
             !is_taken(sv->op->bl->b->n, sv->op->op->iov[0].iov_base))
             sim_fail(sim, "node %u freed what it receives into",
                      sv->op->bl->b->n->idx);

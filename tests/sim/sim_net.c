@@ -249,8 +249,9 @@ static int net_send(void *ctx, struct kvf_dial *d, const void *data, size_t len)
     if (!passes(sim, n->idx, d->to, data, len, NULL, 0))
         return 0;
     post(d, false, data, len, NULL, 0);
-    if (sim->conf.dup_hello_pct != 0 && is_hello(data, len) &&
-        sim_chance(sim, sim->conf.dup_hello_pct))
+    if ((sim->conf.dup_hello_pct != 0 && is_hello(data, len) &&
+         sim_chance(sim, sim->conf.dup_hello_pct)) ||
+        (sim->conf.dup_pct != 0 && sim_chance(sim, sim->conf.dup_pct)))
         post(d, false, data, len, NULL, 0);
     return 0;
 }
