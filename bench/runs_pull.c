@@ -3,7 +3,13 @@
  * faster of memcpy and non-temporal copies of the same runs, over tcp a
  * contiguous read of the same size. One JSON line a round.
  *
- *   runs_pull shm|tcp RUN_BYTES N_RUNS ROUNDS
+ *   runs_pull shm|tcp RUN_BYTES N_RUNS ROUNDS [nhd]
+ *
+ * nhd: blocks in random order, cut as an NHD page whose two heads go to two
+ * ranks: every other run of a block of 16 tokens. Beside it what staging would
+ * do: whole pages in one piece, and the runs picked out of them. Over shm in
+ * one pass (a few pages copied, then their runs); over tcp a contiguous read of
+ * the pages alone, which is the least that it could cost.
  *
  * tcp: both processes run the daemon's loop, each on a core of its own. Every
  * byte is checked after the first round. Failure modes: anything that fails
@@ -25,11 +31,15 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#define TOKENS 16u /* of a block, with nhd */
+#define STAGE (64u << 10)
+
 struct bench {
     bool tcp;
     uint64_t run, n;
-    uint32_t *from, *to; /* permutations of the blocks */
-    size_t at;           /* of the source */
+    uint64_t heads, group; /* a run of `heads`; runs that lie together */
+    uint32_t *from, *to;   /* permutations of the blocks */
+    size_t at;             /* of the source */
     struct kvf_reactor *reactor;
     struct kvf_stats stats;
     struct kvf_transport *t;
@@ -65,14 +75,25 @@ static uint32_t *permutation(struct kvf_rng *rng, uint64_t n)
     return v;
 }
 
+static uint64_t far_at(const struct bench *b, uint64_t i)
+{
+    return (b->from[i / b->group] * b->group + i % b->group) * b->heads *
+           b->run;
+}
+
+static uint64_t near_at(const struct bench *b, uint64_t i)
+{
+    return (b->to[i / b->group] * b->group + i % b->group) * b->run;
+}
+
 static size_t next(void *arg, struct kvf_run *out, size_t cap)
 {
     struct bench *b = arg;
     size_t n = 0;
 
     for (; n < cap && b->at < b->n; n++, b->at++)
-        out[n] = (struct kvf_run){b->from[b->at] * b->run, b->run,
-                                  b->near + b->to[b->at] * b->run};
+        out[n] = (struct kvf_run){far_at(b, b->at), b->run,
+                                  b->near + near_at(b, b->at)};
     return n;
 }
 
@@ -239,8 +260,8 @@ static uint64_t copy_round(struct bench *b, bool nt)
     uint64_t t0 = bench_now();
 
     for (uint64_t i = 0; i < b->n; i++) {
-        uint8_t *to = b->near + b->to[i] * b->run;
-        const uint8_t *from = b->far + b->from[i] * b->run;
+        uint8_t *to = b->near + near_at(b, i);
+        const uint8_t *from = b->far + far_at(b, i);
 
         if (nt)
             bench_copy_nt(to, from, b->run);
@@ -250,11 +271,43 @@ static uint64_t copy_round(struct bench *b, bool nt)
     return bench_now() - t0;
 }
 
+/* Whole pages into a stage that stays in the cache, their runs out of it. */
+static uint64_t staged_round(struct bench *b)
+{
+    static uint8_t stage[STAGE];
+    uint64_t page = b->group * b->heads * b->run, per = STAGE / page, n;
+    uint64_t t0 = bench_now();
+
+    for (uint64_t i = 0; i < b->n; i += n * b->group) {
+        n = (b->n - i) / b->group < per ? (b->n - i) / b->group : per;
+        for (uint64_t k = 0; k < n; k++)
+            memcpy(stage + k * page, b->far + far_at(b, i + k * b->group),
+                   page);
+        for (uint64_t k = 0; k < n * b->group; k++)
+            memcpy(b->near + near_at(b, i + k), stage + k * b->heads * b->run,
+                   b->run);
+    }
+    return bench_now() - t0;
+}
+
+static uint64_t beside_round(struct bench *b)
+{
+    uint64_t plain, nt;
+
+    if (b->tcp)
+        return contiguous_round(b);
+    if (b->heads > 1)
+        return staged_round(b);
+    plain = copy_round(b, false);
+    nt = copy_round(b, true);
+    return nt < plain ? nt : plain;
+}
+
 static void check(const struct bench *b)
 {
     for (uint64_t i = 0; i < b->n; i++)
-        if (bench_check(b->near + b->to[i] * b->run, b->run, 1,
-                        b->from[i] * b->run) != UINT64_MAX)
+        if (bench_check(b->near + near_at(b, i), b->run, 1, far_at(b, i)) !=
+            UINT64_MAX)
             bench_die("wrong bytes in run %llu", (unsigned long long)i);
 }
 
@@ -287,7 +340,7 @@ static void setup(struct bench *b, uint16_t port)
     }
     if (kvf_link_open(b->t, &b->link, &addr, &why) != 0)
         die("link", &why);
-    kvf_scatter_init(&b->scatter, sched, false, &source, b->remote.size,
+    kvf_scatter_init(&b->scatter, sched, false, &source, b->n * b->run,
                      scatter_done);
     v = (struct iovec){b->near, b->remote.size};
     if (kvf_xfer_init(&b->xfer, sched, false, b->remote.size, &v, 1, xfer_done,
@@ -297,17 +350,13 @@ static void setup(struct bench *b, uint16_t port)
 
 static void measure(struct bench *b, int rounds)
 {
-    double bytes = (double)b->remote.size;
+    double bytes = (double)(b->n * b->run);
 
     runs_round(b);
     check(b);
     for (int i = 0; i < rounds; i++) {
-        uint64_t beside = b->tcp ? contiguous_round(b) : copy_round(b, false);
-        uint64_t nt = b->tcp ? UINT64_MAX : copy_round(b, true), ns;
+        uint64_t beside = beside_round(b), ns = runs_round(b);
 
-        if (nt < beside)
-            beside = nt;
-        ns = runs_round(b);
         printf("{\"run\":%llu,\"runs\":%llu,\"GBps\":%.2f,\"beside_GBps\":%.2f,"
                "\"ratio\":%.3f,\"ns_per_run\":%.1f,\"us\":%.1f}\n",
                (unsigned long long)b->run, (unsigned long long)b->n,
@@ -325,18 +374,23 @@ int main(int argc, char **argv)
     uint16_t port = 0;
     pid_t kid = 0;
 
-    if (argc != 5 || (strcmp(argv[1], "shm") != 0 && strcmp(argv[1], "tcp")))
-        bench_die("usage: runs_pull shm|tcp RUN_BYTES N_RUNS ROUNDS");
+    if (argc < 5 || argc > 6 || (argc == 6 && strcmp(argv[5], "nhd") != 0) ||
+        (strcmp(argv[1], "shm") != 0 && strcmp(argv[1], "tcp") != 0))
+        bench_die("usage: runs_pull shm|tcp RUN_BYTES N_RUNS ROUNDS [nhd]");
     b.tcp = strcmp(argv[1], "tcp") == 0;
     b.run = bench_size(argv[2]);
     b.n = strtoull(argv[3], NULL, 10);
     if (b.run == 0 || b.run % 8 != 0 || b.n == 0 || b.n > UINT32_MAX / 2 ||
         b.run > (64 * GIB) / b.n)
         bench_die("runs of 8 bytes or more, a multiple of 8; 64 GiB in all");
-    b.remote.size = b.run * b.n;
+    b.heads = argc == 6 ? 2 : 1;
+    b.group = argc == 6 ? TOKENS : 1;
+    if (argc == 6 && (b.n % TOKENS != 0 || b.run > STAGE / TOKENS / 2))
+        bench_die("nhd: whole blocks of %u runs, of 2 KiB at most", TOKENS);
+    b.remote.size = b.run * b.n * b.heads;
     kvf_rng_seed(&rng, 42);
-    b.from = permutation(&rng, b.n);
-    b.to = permutation(&rng, b.n);
+    b.from = permutation(&rng, b.n / b.group);
+    b.to = permutation(&rng, b.n / b.group);
     if (b.tcp)
         kid = start_owner(&b, &port);
     bench_pin(1);

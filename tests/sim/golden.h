@@ -1,7 +1,10 @@
-/* What the scenarios of the golden traces share. Node 0 gets, node 1 owns. */
+/* What the scenarios of the golden traces share. Node 0 gets, node 1 owns; in
+ * those of blocks 0 and 1 are the ranks that send, 2 and 3 those that
+ * receive. */
 #ifndef KVF_TESTS_GOLDEN_H
 #define KVF_TESTS_GOLDEN_H
 
+#include "blocks_world.h"
 #include "sim.h"
 
 /* X(name, over shm): s_<name>() is compared with golden/<name>.txt. */
@@ -40,11 +43,30 @@
     X(window, false)                                                           \
     X(one_reader_two_gets, false)
 
+/* The same for pulls of blocks. */
+#define GOLDEN_BLOCKS(X)                                                       \
+    X(blocks_shm, true)                                                        \
+    X(blocks_tcp, false)                                                       \
+    X(blocks_before_publish, false)                                            \
+    X(blocks_on_one_rank, false)                                               \
+    X(blocks_two_tags, false)                                                  \
+    X(blocks_retry_resumes, false)                                             \
+    X(blocks_sender_dies, false)                                               \
+    X(blocks_sender_restarts, true)                                            \
+    X(blocks_done_lost, false)                                                 \
+    X(blocks_late_grant, false)                                                \
+    X(blocks_ttl_during_pull, false)                                           \
+    X(blocks_together, true)                                                   \
+    X(blocks_together_one_fails, false)                                        \
+    X(blocks_together_one_alone, true)
+
 #define GOLDEN_DECLARE(name, shm) void s_##name(void);
 GOLDEN_SCENARIOS(GOLDEN_DECLARE)
+GOLDEN_BLOCKS(GOLDEN_DECLARE)
 #undef GOLDEN_DECLARE
 
 extern struct sim *sim; /* of the scenario that runs */
+extern struct bw bw;    /* of one of blocks */
 extern const struct sim_get_opts patient;
 
 struct sim_get *get(const char *key, const struct sim_get_opts *o);

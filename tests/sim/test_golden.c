@@ -14,13 +14,14 @@
 #include <string.h>
 
 struct sim *sim;
+struct bw bw;
 static uint64_t t0;
 static char trace[65536];
 static size_t trace_len;
 
-static const char *const shown[] = {"[GET] ",        "[REPLY] ",
-                                    "[KVF RETRY] ",  "[KVF TIMEOUT] ",
-                                    "[KVF RETIRE] ", "[TEST] "};
+static const char *const shown[] = {
+    "[GET] ",        "[REPLY] ", "[KVF RETRY] ", "[KVF TIMEOUT] ",
+    "[KVF RETIRE] ", "[TEST] ",  "[KVF PULL] "};
 
 static void put_line(const char *text)
 {
@@ -129,11 +130,13 @@ void cancel(struct sim_get *g)
 struct scenario {
     const char *name;
     void (*fn)(void);
-    bool shm;
+    bool shm, blocks;
 };
 
-#define GOLDEN_ROW(name, shm) {#name, s_##name, shm},
-static const struct scenario scenarios[] = {GOLDEN_SCENARIOS(GOLDEN_ROW)};
+#define GOLDEN_ROW(name, shm) {#name, s_##name, shm, false},
+#define GOLDEN_BLOCKS_ROW(name, shm) {#name, s_##name, shm, true},
+static const struct scenario scenarios[] = {
+    GOLDEN_SCENARIOS(GOLDEN_ROW) GOLDEN_BLOCKS(GOLDEN_BLOCKS_ROW)};
 
 static void compare(const char *name)
 {
@@ -159,6 +162,18 @@ static void compare(const char *name)
                  trace);
 }
 
+static void begin_blocks(struct sim_conf *c)
+{
+    /* Each receiver has one of two layers, and heads of both senders. */
+    static const struct bw_shape p = {2, 1, 4, false}, d = {1, 2, 8, false};
+
+    c->nodes = 4;
+    c->senders = 2;
+    c->no_shm = c->no_shm != 0 ? ~0u : 0;
+    sim = sim_new(c, 7);
+    bw_init(&bw, sim, &p, &d);
+}
+
 static void golden(void **state)
 {
     const struct scenario *sc = *state;
@@ -166,7 +181,10 @@ static void golden(void **state)
 
     if (sc->shm)
         c.no_shm = 0;
-    sim = sim_new(&c, 7);
+    if (sc->blocks)
+        begin_blocks(&c);
+    else
+        sim = sim_new(&c, 7);
     t0 = sim->now_ns;
     trace_len = 0;
     trace[0] = '\0';
@@ -179,7 +197,10 @@ static void golden(void **state)
     run(12000);
     finish_gets();
     run(140000); /* a payload and then its tombstone live 60 s each */
-    sim_check_quiet(sim);
+    if (sc->blocks)
+        bw_finish(&bw);
+    else
+        sim_check_quiet(sim);
     sim_free(sim);
 }
 
