@@ -73,7 +73,11 @@ struct kvf_far *kvf_far_use(struct kvf_far **table, uint64_t number)
         return f;
     HASH_DEL(*table, f); /* the table is in the order of use */
     HASH_ADD(hh, *table, number, sizeof f->number, f);
-    return f->hh.tbl != NULL ? f : NULL;
+    if (f->hh.tbl != NULL)
+        return f;
+    f->gone = true; /* out of memory: as if it had not been told */
+    kvf_far_release(f);
+    return NULL;
 }
 
 static void drop(struct kvf_far **table, struct kvf_far *f)
