@@ -96,6 +96,21 @@ void kvf_peer_send_ends(struct kvf_peer *p, uint64_t not_before_ns)
             send_end(p, e);
 }
 
+unsigned kvf_peer_live_claims(const struct kvf_peer *p, uint64_t *out)
+{
+    unsigned n = 0;
+
+    /* Ends that were not acknowledged count as live: the owner must not take
+     * them for claims that we lost, and give a DONE's reader away again. */
+    for (const struct kvf_grant_private *g = p->grants;
+         g != NULL && n < KVF_PEER_CLAIMS; g = g->hh.next)
+        out[n++] = g->claim;
+    for (const struct kvf_end *e = p->ends; e != NULL && n < KVF_PEER_CLAIMS;
+         e = e->hh.next)
+        out[n++] = e->claim;
+    return n;
+}
+
 void kvf_peer_drop_ends(struct kvf_peer *p)
 {
     struct kvf_end *e, *next;

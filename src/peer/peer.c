@@ -71,21 +71,6 @@ int kvf_peer_send(struct kvf_peer *p, struct kvf_peer_msg *m)
     return 0;
 }
 
-static unsigned collect_live(const struct kvf_peer *p, uint64_t *out)
-{
-    unsigned n = 0;
-
-    /* Ends that were not acknowledged count as live: the owner must not take
-     * them for claims that we lost, and give a DONE's reader away again. */
-    for (const struct kvf_grant_private *g = p->grants;
-         g != NULL && n < KVF_PEER_CLAIMS; g = g->hh.next)
-        out[n++] = g->claim;
-    for (const struct kvf_end *e = p->ends; e != NULL && n < KVF_PEER_CLAIMS;
-         e = e->hh.next)
-        out[n++] = e->claim;
-    return n;
-}
-
 static void send_hello(struct kvf_peer *p)
 {
     const struct kvf_channel *ch = &p->ps->env.channel;
@@ -101,7 +86,7 @@ static void send_hello(struct kvf_peer *p)
     m.u.hello.pool = ps->env.pool;
     m.u.hello.peer_timeout_ms = ps->env.conf->peer_timeout_ms;
     m.u.hello.live = live;
-    m.u.hello.n_live = collect_live(p, live);
+    m.u.hello.n_live = kvf_peer_live_claims(p, live);
     m.u.hello.gone = ps->gone;
     m.u.hello.n_gone = ps->n_gone;
     m.u.hello.rdma = ps->env.rdma != NULL;

@@ -247,6 +247,9 @@ void kvf_peer_lose_grants(struct kvf_peer *p, bool shm_too,
                           const struct kvf_why *why);
 void kvf_peer_send_ends(struct kvf_peer *p, uint64_t not_before_ns);
 void kvf_peer_drop_ends(struct kvf_peer *p);
+/* What a HELLO lists: claims held, and ends without an acknowledgement. out has
+ * room for both; returns how many. */
+unsigned kvf_peer_live_claims(const struct kvf_peer *p, uint64_t *out);
 /* retired.c: RETIRED came; what it had is gone for good (or for so long that
  * nobody waits for it); we go ourselves */
 void kvf_peer_on_retired(struct kvf_peer *p, const struct kvf_peer_retired *r);
