@@ -89,7 +89,7 @@ class Client(BlockOps, WindowOps):
             endpoint or default_endpoint(cluster, stage, rank, replica), name,
             events or on_event is not None, timeout, connect_timeout)
         self._leader: Optional[object] = None
-        self._followers: List[Call] = []
+        self._followers: Dict[Call, None] = {}
         self._led = now()
         self._thread: Optional[threading.Thread] = None
         try:
@@ -107,7 +107,8 @@ class Client(BlockOps, WindowOps):
     def _on_done(self, call: Call) -> None:
         """Lock held; by whichever thread read the reply."""
         if call.gate is not None:
-            call.gate.release()
+            self._followers.pop(call, None)
+            self._engine.gates.append(call.gate)
             call.gate = None
         elif self._leader is call:
             self._engine.wake()
@@ -117,6 +118,7 @@ class Client(BlockOps, WindowOps):
         e = self._engine
         poller = e.poller
         self._leader = me
+        e.polled = True
         e.unlock()
         ready = None
         try:
@@ -125,29 +127,35 @@ class Client(BlockOps, WindowOps):
         finally:
             e.lock.acquire()
             self._leader = None
+            e.polled = False
             self._led = now()
         e.process((e.wake_fd, POLLIN) in ready)
 
-    def _follow(self, call: Call) -> None:
-        """Waits for the leader to complete the call or to hand on its job.
-        Lock held before and after."""
+    def _follow(self, call: Call) -> bool:
+        """Waits for the leader to complete the call (True, and the lock is
+        not held), or to hand on its job (False). Lock held before."""
         e = self._engine
         gate = threading.Lock()
         gate.acquire()
         call.gate = gate
-        self._followers.append(call)
+        self._followers[call] = None
         e.unlock()
         try:
             gate.acquire(timeout=max(0, min(call.wake_at - now(), 1e6)))
-        finally:
+            if call.done:
+                return True
+        except BaseException:
             e.lock.acquire()
-            self._followers.remove(call)
-            call.gate = None
+            raise
+        e.lock.acquire()
+        call.gate = None
+        self._followers.pop(call, None)
+        return False
 
     def _hand_on(self) -> None:
         for f in self._followers:
             if f.gate is not None:
-                f.gate.release()
+                self._engine.gates.append(f.gate)
                 f.gate = None
                 return
 
@@ -160,18 +168,24 @@ class Client(BlockOps, WindowOps):
             while not call.done:
                 if self._leader is None:
                     self._poll(call, call.wake_at)
-                else:
-                    self._follow(call)
+                elif self._follow(call):
+                    return
                 if not call.done and now() >= call.wake_at:
                     e.check(call)
-            if self._leader is None:
-                self._hand_on()
         except BaseException:
+            call.gate = None
+            self._followers.pop(call, None)
+            self._leave()
+            raise
+        self._leave()
+
+    def _leave(self) -> None:
+        """Somebody else has to poll from here on. Lock held; no more after."""
+        try:
             if self._leader is None:
                 self._hand_on()
-            raise
         finally:
-            e.unlock()
+            self._engine.unlock()
 
     def _call(self, request: Request) -> Any:
         call = self._engine.submit(request, self._on_done)
@@ -237,7 +251,6 @@ class Client(BlockOps, WindowOps):
             return
         try:
             if engine.state == "open":
-                engine.sock.setsockopt(17, 100)  # LINGER: the bye has to go
                 engine._send(Call(0, Request("bye"), None))
             engine.shut()
         finally:
