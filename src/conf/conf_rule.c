@@ -41,17 +41,17 @@ struct kvf_conf_edge kvf_conf_find_edge(const struct kvf_conf *c, uint32_t from,
     return e;
 }
 
-static bool usable_dir(const char *dir, mode_t mode, bool create)
+static bool usable_dir(const char *dir, bool own, bool create)
 {
     struct stat st;
 
-    if (create && mkdir(dir, mode) != 0 && errno != EEXIST)
+    if (create && mkdir(dir, 0700) != 0 && errno != EEXIST)
         return false;
     /* lstat: a link in /tmp may lead anywhere. */
     if (lstat(dir, &st) != 0)
         return false;
     return S_ISDIR(st.st_mode) && access(dir, W_OK | X_OK) == 0 &&
-           (mode != 0700 || st.st_uid == geteuid());
+           (!own || st.st_uid == geteuid());
 }
 
 int kvf_conf_endpoint(const char *configured, const char *cluster,
@@ -67,11 +67,11 @@ int kvf_conf_endpoint(const char *configured, const char *cluster,
     } else {
         if (run != NULL && run[0] == '/') {
             snprintf(dir, sizeof dir, "%s", run);
-        } else if (usable_dir("/run/kvferry", 0755, create)) {
+        } else if (usable_dir("/run/kvferry", false, create)) {
             snprintf(dir, sizeof dir, "/run/kvferry");
         } else {
             snprintf(dir, sizeof dir, "/tmp/kvferry-%u", (unsigned)geteuid());
-            if (create && !usable_dir(dir, 0700, true))
+            if (create && !usable_dir(dir, true, true))
                 return kvf_fail(why, KVF_INVALID,
                                 "%s is not a directory of ours; set "
                                 "engine_endpoint or XDG_RUNTIME_DIR",

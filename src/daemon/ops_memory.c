@@ -92,7 +92,13 @@ static int add_region(struct kvf_server *s, struct kvf_session *ss, int fd,
         close(mine);
         return rc;
     }
-    rc = kvf_region_add(s->buffers, map, size, ss, out, why);
+    if (map->dev == s->own_map->dev && map->ino == s->own_map->ino)
+        /* As a region the same bytes would have two owners, and a put of it
+         * could publish what the allocator gives away. */
+        rc = kvf_fail(why, KVF_DENIED,
+                      "that is the pool of this daemon: use alloc");
+    else
+        rc = kvf_region_add(s->buffers, map, size, ss, out, why);
     if (rc < 0)
         kvf_map_release(map);
     return rc;

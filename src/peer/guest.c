@@ -66,6 +66,17 @@ void kvf_guest_answer(struct kvf_guest *g, struct kvf_peer_msg *m,
                                 payload_len);
 }
 
+struct kvf_guest *kvf_guest_up(const struct kvf_peers *ps,
+                               const struct kvf_id *incarnation)
+{
+    struct kvf_guest *g;
+
+    for (g = ps->guests; g != NULL; g = g->hh.next)
+        if (g->up && kvf_id_equal(&g->incarnation, incarnation))
+            return g;
+    return NULL;
+}
+
 /* ---- life -------------------------------------------------------------------
  */
 
@@ -254,6 +265,7 @@ static void welcome(struct kvf_guest *g, const struct kvf_peer_msg *hello)
         return; /* it asks again */
     kvf_peers_head(ps, &m, KVF_PEER_WELCOME, &g->incarnation);
     m.u.welcome.pool = env->pool;
+    m.u.welcome.peer_timeout_ms = env->conf->peer_timeout_ms;
     m.u.welcome.shm = g->shm_ok;
     memcpy(m.u.welcome.shm_why, g->shm_why, sizeof m.u.welcome.shm_why);
     if (env->bulk_port != 0 && env->admit != NULL && !g->admitted) {
@@ -275,8 +287,27 @@ static void welcome(struct kvf_guest *g, const struct kvf_peer_msg *hello)
     kvf_guest_retired_again(g);
 }
 
-static struct kvf_guest *guest_new(struct kvf_peers *ps,
-                                   const struct kvf_peer_head *head)
+/* The key: link and, right behind it, incarnation. */
+#define GUEST_KEY_LEN (sizeof(struct kvf_id) + sizeof(uint64_t))
+static_assert(offsetof(struct kvf_guest, incarnation) ==
+                  offsetof(struct kvf_guest, link) + sizeof(uint64_t),
+              "the key has no gap");
+
+static struct kvf_guest *guest_of(const struct kvf_peers *ps,
+                                  const struct kvf_id *incarnation,
+                                  uint64_t link)
+{
+    uint8_t key[GUEST_KEY_LEN];
+    struct kvf_guest *g;
+
+    memcpy(key, &link, sizeof link);
+    memcpy(key + sizeof link, incarnation, sizeof *incarnation);
+    HASH_FIND(hh, ps->guests, key, sizeof key, g);
+    return g;
+}
+
+static struct kvf_guest *
+guest_new(struct kvf_peers *ps, const struct kvf_peer_head *head, uint64_t link)
 {
     struct kvf_guest *g;
 
@@ -288,6 +319,7 @@ static struct kvf_guest *guest_new(struct kvf_peers *ps,
     g->ps = ps;
     g->worker = head->worker;
     g->incarnation = head->from;
+    g->link = link;
     snprintf(g->name, sizeof g->name, KVF_WORKER_FMT,
              KVF_WORKER_ARG(&g->worker));
     kvf_timer_init(&g->tick, guest_tick);
@@ -297,7 +329,7 @@ static struct kvf_guest *guest_new(struct kvf_peers *ps,
     kvf_list_init(&g->accesses);
     kvf_list_init(&g->rooms);
     kvf_list_init(&g->engines);
-    HASH_ADD(hh, ps->guests, incarnation, sizeof g->incarnation, g);
+    HASH_ADD(hh, ps->guests, link, GUEST_KEY_LEN, g);
     return g;
 }
 
@@ -323,13 +355,13 @@ void kvf_guest_hello(struct kvf_peers *ps, const void *rid, size_t rid_len,
     struct kvf_guest *g;
     bool fresh;
 
-    HASH_FIND(hh, ps->guests, &m->head.from, sizeof m->head.from, g);
+    g = guest_of(ps, &m->head.from, m->u.hello.link);
     if (g != NULL && !kvf_worker_equal(&g->worker, &m->head.worker)) {
         ps->env.stats->peer_malformed++;
         return; /* an incarnation is one worker's */
     }
     if (g == NULL)
-        g = guest_new(ps, &m->head);
+        g = guest_new(ps, &m->head, m->u.hello.link);
     if (g == NULL) {
         refuse_full(ps, rid, rid_len, m);
         return;

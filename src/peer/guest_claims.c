@@ -75,7 +75,10 @@ static void engine_release(struct kvf_engine_watch *e)
 void kvf_guest_claim_end(struct kvf_claim *c, bool done)
 {
     struct kvf_engine_watch *e = c->holder_data;
+    struct kvf_guest *g = c->holder;
 
+    if (c->eager)
+        g->eager_bytes -= c->gen->size;
     c->holder_data = NULL;
     kvf_list_unlink(&c->holder_node);
     if (done)
@@ -116,20 +119,21 @@ void kvf_guest_reap(struct kvf_guest *g)
  * news that the daemon has ended: nothing ends before that. */
 void kvf_guest_unmapped(struct kvf_peers *ps, const struct kvf_peer_gone *gone)
 {
-    struct kvf_guest *g;
+    struct kvf_guest *g, *next;
 
-    HASH_FIND(hh, ps->guests, &gone->incarnation, sizeof gone->incarnation, g);
-    if (g == NULL)
-        return;
-    kvf_list_for_each (n, &g->engines) {
-        struct kvf_engine_watch *e =
-            kvf_container_of(n, struct kvf_engine_watch, node);
+    HASH_ITER (hh, ps->guests, g, next) {
+        if (!kvf_id_equal(&g->incarnation, &gone->incarnation))
+            continue;
+        kvf_list_for_each (n, &g->engines) {
+            struct kvf_engine_watch *e =
+                kvf_container_of(n, struct kvf_engine_watch, node);
 
-        if (e->pid == gone->pid && e->start == gone->start)
-            e->unmapped = true;
+            if (e->pid == gone->pid && e->start == gone->start)
+                e->unmapped = true;
+        }
+        kvf_guest_reap(g);
+        kvf_guest_settle(g);
     }
-    kvf_guest_reap(g);
-    kvf_guest_settle(g);
 }
 
 static int compare_u64(const void *a, const void *b)
@@ -311,13 +315,29 @@ static const void *gather(const struct kvf_claim *c, void **scratch)
     return *scratch;
 }
 
+/* A getter that does not read leaves what it was sent in libzmq's queue: past
+ * this, bytes go the way of large payloads, where the reader sets the pace. */
+#define EAGER_OUT_MAX (64u << 20)
+
+static bool room_for_eager(const struct kvf_guest *g,
+                           const struct kvf_guest_ask *a, uint64_t size)
+{
+    bool other_way = g->admitted || (g->shm_ok && a->want_shm);
+
+    return !other_way || g->eager_bytes == 0 ||
+           g->eager_bytes + size <= EAGER_OUT_MAX;
+}
+
 /* Which way the bytes may go. False: it was answered already. */
 static bool choose_way(struct kvf_guest *g, const struct kvf_guest_ask *a,
                        struct kvf_claim *c)
 {
     bool maps = a->mode == KVF_MODE_VIEW || a->mode == KVF_MODE_AUTO;
 
-    c->eager = a->mode != KVF_MODE_VIEW && c->gen->size <= a->eager_max;
+    c->eager = a->mode != KVF_MODE_VIEW && c->gen->size <= a->eager_max &&
+               room_for_eager(g, a, c->gen->size);
+    if (c->eager)
+        g->eager_bytes += c->gen->size;
     c->shm = !c->eager && g->shm_ok && a->want_shm;
     if (c->shm && maps && a->view_pid != 0) {
         struct kvf_engine_watch *e = engine_hold(g, a->view_pid, a->view_start);

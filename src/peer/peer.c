@@ -90,6 +90,7 @@ static void send_hello(struct kvf_peer *p)
     m.u.hello.gone = ps->gone;
     m.u.hello.n_gone = ps->n_gone;
     m.u.hello.rdma = ps->env.rdma != NULL;
+    m.u.hello.link = p->link;
     if (p->dial != NULL && kvf_peer_encode(&ps->w, &m) == 0 &&
         ch->ops->send(ch->ctx, p->dial, ps->w.buf.data, ps->w.buf.size) == 0)
         p->last_hello_ns = ps->env.sched->now_ns;
@@ -285,12 +286,13 @@ static void try_shm(struct kvf_peer *p, const struct kvf_peer_msg *m)
     }
 }
 
-static void take_tcp(struct kvf_peer *p, const struct kvf_peer_msg *m)
+static void take_terms(struct kvf_peer *p, const struct kvf_peer_msg *m)
 {
     /* A link that proved itself with another secret was dropped there. */
     if (p->has_tcp &&
         memcmp(p->tcp_addr.secret, m->u.welcome.secret, KVF_SECRET_LEN) != 0)
         close_tcp(p);
+    p->timeout_ms = m->u.welcome.peer_timeout_ms;
     p->has_tcp = m->u.welcome.tcp && p->ps->env.tcp != NULL;
     snprintf(p->tcp_addr.host, sizeof p->tcp_addr.host, "%s",
              m->u.welcome.tcp_host);
@@ -316,7 +318,7 @@ static void renewed(struct kvf_peer *p, const struct kvf_peer_msg *m)
     p->renewing = false;
     kvf_log(KVF_LOG_INFO, "KVF PEER", "%s reconnect addr=%s: session renewed",
             p->name, p->addr);
-    take_tcp(p, m);
+    take_terms(p, m);
     drop_queue(p);
     kvf_peer_forget_layouts(p);
     kvf_peer_rdma_start(p, m->u.welcome.rdma);
@@ -349,7 +351,7 @@ static void on_welcome(struct kvf_peer *p, struct kvf_peer_msg *m)
     set_name(p);
     if (!p->shm_ok)
         try_shm(p, m);
-    take_tcp(p, m);
+    take_terms(p, m);
     p->state = KVF_PEER_UP;
     p->was_up = true;
     kvf_peer_rdma_start(p, m->u.welcome.rdma);
@@ -363,7 +365,7 @@ static void on_welcome(struct kvf_peer *p, struct kvf_peer_msg *m)
             p->shm_why);
     settle_claims(p, m);
     kvf_timer_set(ps->env.sched, &p->tick,
-                  ps->env.sched->now_ns + kvf_peers_ping_ns(ps));
+                  ps->env.sched->now_ns + kvf_peer_ping_ns(p));
     tell_users(p, true);
     if (ps->env.on_peer != NULL)
         ps->env.on_peer(ps->env.on_peer_arg, &p->worker, true, "");
@@ -514,9 +516,8 @@ static const struct kvf_dial_ops dial_ops = {.on_message = on_message,
 
 static void tick_up(struct kvf_peer *p)
 {
-    struct kvf_peers *ps = p->ps;
-    struct kvf_sched *s = ps->env.sched;
-    uint64_t limit = kvf_peers_silence_ns(ps), ping = kvf_peers_ping_ns(ps);
+    struct kvf_sched *s = p->ps->env.sched;
+    uint64_t limit = kvf_peers_silence_ns(p->ps), ping = kvf_peer_ping_ns(p);
     uint64_t due;
 
     if (s->stalled && s->now_ns - p->last_rx_ns > limit / 2)
@@ -569,8 +570,7 @@ static void peer_tick(struct kvf_timer *t)
     }
 }
 
-/* ---- first and last
- * ------------------------------------------------------------- */
+/* ---- first and last ------------------------------------------------------ */
 
 void kvf_peer_begin(struct kvf_peer *p)
 {

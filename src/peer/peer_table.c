@@ -83,6 +83,7 @@ int kvf_peer_at(struct kvf_peers *ps, const char *host, uint16_t port,
     if (p == NULL)
         return kvf_fail(why, KVF_NO_SPACE, "out of memory");
     p->ps = ps;
+    p->link = ps->next_link++;
     memcpy(p->addr, addr, sizeof p->addr);
     snprintf(p->host, sizeof p->host, "%s", host);
     p->port = port;

@@ -87,9 +87,17 @@ uint64_t kvf_peers_silence_ns(const struct kvf_peers *ps)
     return ps->env.conf->peer_timeout_ms * KVF_NS_PER_MS / 16 * 15;
 }
 
-uint64_t kvf_peers_ping_ns(const struct kvf_peers *ps)
+/* An owner that asks for more pings than its configuration may is not
+ * believed. */
+#define TIMEOUT_MIN_MS 100
+
+uint64_t kvf_peer_ping_ns(const struct kvf_peer *p)
 {
-    return ps->env.conf->peer_timeout_ms * KVF_NS_PER_MS / 4;
+    uint64_t ms = p->ps->env.conf->peer_timeout_ms;
+
+    if (p->timeout_ms >= TIMEOUT_MIN_MS && p->timeout_ms < ms)
+        ms = p->timeout_ms;
+    return ms * KVF_NS_PER_MS / 4;
 }
 
 int kvf_peers_check_head(const struct kvf_peers *ps,

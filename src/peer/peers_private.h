@@ -68,7 +68,9 @@ struct kvf_peer {
     struct kvf_mapping *pool_rw; /* for writing; made with the first such grant
                                     and kept, since its pages fill up slowly */
     char pool_path[KVF_PEER_PATH];
-    uint64_t pid, start;          /* of its process; with shm_ok */
+    uint64_t pid, start; /* of its process; with shm_ok */
+    uint64_t link;       /* tells this one from others to the same owner */
+    uint64_t timeout_ms; /* the owner's peer_timeout_ms; 0: not told */
     struct kvf_proc_watch *watch; /* made with the first access over shm */
     bool gone;                    /* its process has ended */
     struct kvf_link tcp, shm, rdma;
@@ -132,6 +134,9 @@ struct kvf_memo { /* memo.c */
 struct kvf_guest {
     struct kvf_peers *ps;
     struct kvf_worker worker;
+    /* The hash key: a daemon that knows us by two addresses has two sessions
+     * here, each with claims and a silence of its own. */
+    uint64_t link;
     struct kvf_id incarnation;
     char name[48];
     uint8_t rid[KVF_RID_MAX + 1]; /* length first: the hash key */
@@ -159,7 +164,8 @@ struct kvf_guest {
     struct kvf_list engines;
     struct kvf_mapping *pool_map; /* proves that we may believe its pid */
     struct kvf_proc_watch *watch;
-    UT_hash_handle hh;     /* by incarnation */
+    uint64_t eager_bytes;  /* sent in GRANTs that were not ended yet */
+    UT_hash_handle hh;     /* by link and incarnation */
     UT_hash_handle hh_rid; /* by rid */
 };
 
@@ -181,7 +187,7 @@ struct kvf_peers {
     unsigned n_pushed_over;
     bool draining;
     struct kvf_mpw w;
-    uint64_t next_ask;
+    uint64_t next_ask, next_link;
     struct kvf_peer_gone gone[KVF_GONE_MAX];
     unsigned n_gone;
     struct kvf_log_limit log_bad, log_refused;
@@ -195,7 +201,9 @@ void kvf_peers_head(const struct kvf_peers *ps, struct kvf_peer_msg *m,
  * peer_timeout_ms, so that the requests that depend on it are answered within
  * that time. */
 uint64_t kvf_peers_silence_ns(const struct kvf_peers *ps);
-uint64_t kvf_peers_ping_ns(const struct kvf_peers *ps);
+/* From one PING to the next: often enough for the side that is the sooner to
+ * take silence for death. */
+uint64_t kvf_peer_ping_ns(const struct kvf_peer *p);
 /* Checks version, cluster and who it is for. *status for a REFUSE. */
 int kvf_peers_check_head(const struct kvf_peers *ps,
                          const struct kvf_peer_head *h, struct kvf_why *why);
@@ -330,6 +338,9 @@ void kvf_guest_free(struct kvf_guest *g, const char *reason);
 void kvf_guest_down(struct kvf_guest *g, const char *reason);
 struct kvf_guest *kvf_guest_by_rid(struct kvf_peers *ps, const void *rid,
                                    size_t len);
+/* A session of that daemon which is up, or NULL. O(guests). */
+struct kvf_guest *kvf_guest_up(const struct kvf_peers *ps,
+                               const struct kvf_id *incarnation);
 void kvf_guest_hello(struct kvf_peers *ps, const void *rid, size_t rid_len,
                      struct kvf_peer_msg *m);
 void kvf_guest_answer(struct kvf_guest *g, struct kvf_peer_msg *m,

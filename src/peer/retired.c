@@ -200,8 +200,8 @@ bool kvf_peers_retired(struct kvf_peers *ps, const struct kvf_gen *gen,
     e->readers_done = gen->readers_done;
     ps->n_pushed_over++;
     kvf_list_push_back(&ps->pushed_over, &e->node);
-    HASH_FIND(hh, ps->guests, &e->sender, sizeof e->sender, g);
-    if (g != NULL && g->up)
+    g = kvf_guest_up(ps, &e->sender);
+    if (g != NULL)
         say(g, e);
     return true;
 }

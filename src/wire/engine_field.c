@@ -68,6 +68,10 @@ static int compose_key(const msgpack_object *map, msgpack_zone *zone,
                  to);
     key->p = text;
     key->len = id->len + (size_t)n;
+    if (key->len > KVF_MAX_KEY)
+        return kvf_fail(why, KVF_INVALID,
+                        "request_id:from_to has %zu bytes, a key at most %u",
+                        key->len, KVF_MAX_KEY);
     return 1;
 }
 
@@ -81,7 +85,8 @@ int kvf_field_key(const msgpack_object *map, msgpack_zone *zone,
 
     if (has_key < 0)
         return has_key;
-    has_id = kvf_field_str(map, "request_id", 1, KVF_MAX_REQUEST_ID, &id, why);
+    has_id =
+        kvf_field_str(map, "request_id", 1, KVF_MAX_KEY_REQUEST_ID, &id, why);
     if (has_id < 0)
         return has_id;
     if (has_key && has_id)

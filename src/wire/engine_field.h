@@ -5,7 +5,9 @@
 
 #include "wire/engine_msg.h"
 
-#define KVF_MAX_REQUEST_ID 1000u
+#define KVF_MAX_REQUEST_ID 1000u /* of published blocks */
+/* Of a key: `:0_1` is the least that follows it there. */
+#define KVF_MAX_KEY_REQUEST_ID (KVF_MAX_KEY - 4)
 
 /* `key`, or `request_id` with `from` and `to` (composed into zone memory). One
  * of the two has to be there: never 0. *from: the stage number, only when

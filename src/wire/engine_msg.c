@@ -118,7 +118,7 @@ static int read_fail(struct kvf_req *r, struct kvf_why *why)
                            &r->u.fail.composed, &r->u.fail.from, why);
 
     if (rc > 0 && r->u.fail.composed)
-        rc = kvf_field_str(&r->mp.root, "request_id", 1, KVF_MAX_REQUEST_ID,
+        rc = kvf_field_str(&r->mp.root, "request_id", 1, KVF_MAX_KEY_REQUEST_ID,
                            &r->u.fail.request_id, why);
     return rc < 0 ? rc
                   : kvf_field_str(&r->mp.root, "reason", 0, 1024,
@@ -129,7 +129,7 @@ static int read_cleanup(struct kvf_req *r, struct kvf_why *why)
 {
     const msgpack_object *map = &r->mp.root;
     struct kvf_req_cleanup *c = &r->u.cleanup;
-    int rc = kvf_field_str(map, "request_id", 1, KVF_MAX_REQUEST_ID,
+    int rc = kvf_field_str(map, "request_id", 1, KVF_MAX_KEY_REQUEST_ID,
                            &c->request_id, why);
 
     if (rc <= 0)

@@ -240,7 +240,8 @@ struct kvf_peer_msg {
             unsigned n_live;
             struct kvf_peer_gone *gone;
             unsigned n_gone;
-            bool rdma; /* has a verbs device */
+            bool rdma;     /* has a verbs device */
+            uint64_t link; /* which of the sender's connections to this owner */
         } hello;
         struct {
             struct kvf_peer_pool pool;
@@ -252,7 +253,8 @@ struct kvf_peer_msg {
             uint8_t secret[KVF_SECRET_LEN];
             uint64_t *dead; /* of hello.live: not live any more */
             unsigned n_dead;
-            bool rdma; /* RDMA_CONNECT is welcome */
+            bool rdma;                /* RDMA_CONNECT is welcome */
+            uint64_t peer_timeout_ms; /* 0: not told */
         } welcome;
         struct {
             uint32_t status;

@@ -229,6 +229,8 @@ static void read_welcome(struct reader *r, struct kvf_peer_msg *m)
     flag(r, "tcp", &m->u.welcome.tcp);
     claims(r, "dead", &m->u.welcome.dead, &m->u.welcome.n_dead);
     flag_opt(r, "rdma", &m->u.welcome.rdma);
+    (void)u64_opt(r, "peer_timeout_ms", KVF_MAX_MS,
+                  &m->u.welcome.peer_timeout_ms);
     if (r->rc < 0 || !m->u.welcome.tcp)
         return;
     name(r, "tcp_host", 1, m->u.welcome.tcp_host, sizeof m->u.welcome.tcp_host);
@@ -399,6 +401,7 @@ static void read_body(struct reader *r, struct kvf_peer_msg *m)
         claims(r, "live", &m->u.hello.live, &m->u.hello.n_live);
         gone_list(r, &m->u.hello.gone, &m->u.hello.n_gone);
         flag_opt(r, "rdma", &m->u.hello.rdma);
+        (void)u64_opt(r, "link", UINT64_MAX, &m->u.hello.link);
         break;
     case KVF_PEER_WELCOME:
         read_welcome(r, m);

@@ -64,10 +64,12 @@ static void put_rdma(struct kvf_mpw *w, bool rdma)
 
 static void put_hello(struct kvf_mpw *w, const struct kvf_peer_msg *m)
 {
-    kvf_mpw_map(w, 4u + m->u.hello.rdma);
+    kvf_mpw_map(w, 4u + m->u.hello.rdma + (m->u.hello.link != 0));
     put_rdma(w, m->u.hello.rdma);
     put_pool(w, &m->u.hello.pool);
     kvf_mpw_kv_u64(w, "peer_timeout_ms", m->u.hello.peer_timeout_ms);
+    if (m->u.hello.link != 0)
+        kvf_mpw_kv_u64(w, "link", m->u.hello.link);
     put_claims(w, "live", m->u.hello.live, m->u.hello.n_live);
     kvf_mpw_str(w, "gone");
     kvf_mpw_array(w, m->u.hello.n_gone);
@@ -84,9 +86,12 @@ static void put_hello(struct kvf_mpw *w, const struct kvf_peer_msg *m)
 
 static void put_welcome(struct kvf_mpw *w, const struct kvf_peer_msg *m)
 {
-    kvf_mpw_map(w, (m->u.welcome.tcp ? 8u : 5u) + m->u.welcome.rdma);
+    kvf_mpw_map(w, (m->u.welcome.tcp ? 8u : 5u) + m->u.welcome.rdma +
+                       (m->u.welcome.peer_timeout_ms != 0));
     put_rdma(w, m->u.welcome.rdma);
     put_pool(w, &m->u.welcome.pool);
+    if (m->u.welcome.peer_timeout_ms != 0)
+        kvf_mpw_kv_u64(w, "peer_timeout_ms", m->u.welcome.peer_timeout_ms);
     kvf_mpw_kv_bool(w, "shm", m->u.welcome.shm);
     put_text(w, "shm_why", m->u.welcome.shm_why, sizeof m->u.welcome.shm_why);
     kvf_mpw_kv_bool(w, "tcp", m->u.welcome.tcp);

@@ -2,6 +2,7 @@
 names file, line, key and what is allowed; nothing is started."""
 import os
 import re
+import stat
 import subprocess
 
 import pytest
@@ -203,3 +204,29 @@ def test_other_address_than_loopback_is_warned_about_once(make):
 
 def test_loopback_is_not_warned_about(daemon):
     assert "not authenticated" not in daemon.log()
+
+
+def test_the_runtime_directory_is_made_for_its_user_alone(tmp_path):
+    """In an own mount namespace, where /run is empty."""
+    ns = ["unshare", "--mount", "--kill-child", "--fork"]
+    if subprocess.run([*ns, "true"], capture_output=True,
+                      check=False).returncode:
+        pytest.skip("unshare --mount is not permitted here")
+    ini = tmp_path / "c.ini"
+    ini.write_text("[connector]\nhost = 127.0.0.1\nzmq_port = auto\n"
+                   "memory_pool_size = 1MiB\n")
+    env = {k: v for k, v in os.environ.items() if k != "XDG_RUNTIME_DIR"}
+    p = subprocess.Popen(
+        [*ns, "sh", "-c", 'mount -t tmpfs none /run && exec "$0" "$1"',
+         kvf.KVFERRYD, str(ini)], env=env, stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL, text=True)
+    try:
+        ready = dict(w.split("=", 1) for w in p.stdout.readline().split()[2:])
+        run = os.path.join("/proc", ready["pid"], "root", "run/kvferry")
+        assert ready["engine"].startswith("ipc:///run/kvferry/")
+        assert stat.S_IMODE(os.stat(run).st_mode) == 0o700
+        sock = os.path.join(run, os.path.basename(ready["engine"]))
+        assert stat.S_IMODE(os.stat(sock).st_mode) == 0o600
+    finally:
+        p.kill()
+        p.wait()

@@ -272,6 +272,26 @@ def test_a_getter_that_never_reads(daemon, getter):
     until(lambda: g.hello()["tcp"], "a new session")
 
 
+def test_eager_bytes_that_are_not_read_are_bounded(daemon, getter):
+    """Past 64 MiB in grants that were not ended bytes go by the bulk
+    connection, whose reader sets the pace; those ended make room again."""
+    a = daemon.engine()
+    a.ok("put", b"x" * 65536, key="k", readers=0)
+    g = getter(daemon)
+    assert g.hello()["tcp"]
+    for _ in range(1100):
+        g.ask("k", mode="inline", eager_max=65536)
+    grants = [g.recv(GRANT, DENY) for _ in range(1100)]
+    assert all(type_ == GRANT for type_, _, _ in grants)
+    eager = [body for _, body, payload in grants if payload is not None]
+    assert len(eager) == (64 << 20) // 65536
+    assert all(body["eager"] == (payload is not None)
+               for _, body, payload in grants)
+    g.send(DONE, claim=eager[0]["claim"], token=eager[0]["token"])
+    assert g.claim("k", mode="inline", eager_max=65536)["eager"]
+    assert not g.claim("k", mode="inline", eager_max=65536)["eager"]
+
+
 def test_many_incarnations_on_one_connection(daemon, getter):
     """Each takes the routing id over from the one before."""
     a = daemon.engine()

@@ -319,6 +319,12 @@ def test_what_is_not_a_memfd_is_denied(engine):
     engine.want("DENIED", "register", fd=1000000, size=8192)
 
 
+def test_the_pool_is_no_region(daemon, engine):
+    pool = os.open(engine.info["pool"]["path"], os.O_RDWR)
+    engine.want("DENIED", "register", fd=pool, size=8192)
+    os.close(pool)
+
+
 def test_region_of_another_session_is_unknown(daemon, engine):
     with Memfd(8192) as m:
         region = engine.ok("register", fd=m.fd, size=8192)["region"]

@@ -158,6 +158,16 @@ def test_key_by_request_id_and_stages(engine):
                 source=engine.me)
 
 
+def test_a_request_id_as_long_as_its_key_may_be(engine):
+    rid = "r" * 1020
+    engine.ok("put", b"x", request_id=rid, from_=0, to=1)
+    assert engine.fetch(rid + ":0_1", mode="inline") == b"x"
+    engine.want("INVALID", "put", b"x", request_id=rid, from_=0, to=10)
+    engine.want("INVALID", "put", b"x", request_id=rid + "r", from_=0, to=1)
+    engine.ok("put", b"x", request_id=rid, from_=0, to=1)
+    assert engine.ok("cleanup", request_id=rid)["count"] == 1
+
+
 def test_checksum_is_xxh3_of_the_payload(engine):
     data = kvf.pattern(100000, 2)
     engine.put("k", data, checksum=True, readers=3)

@@ -554,3 +554,44 @@ def test_the_same_key_at_two_daemons(pair):
     pair.src.knows(pair.dst)
     assert pair.a.fetch("same", mode="inline") == b"at src"
     assert pair.b.fetch("same", mode="inline") == b"at dst"
+
+
+# -- one owner, two addresses ----------------------------------------------
+@pytest.mark.parametrize("protocol", ["auto", "tcp"])
+def test_two_names_of_one_owner_do_not_end_each_others_claims(pair_of,
+                                                              protocol):
+    p = pair_of(conf={"connector": {"protocol": protocol,
+                                    "peer_timeout_ms": 500}})
+    other = {"host": "localhost", "port": p.src.peer_port}
+    data = kvf.pattern(2 * MIB)
+    p.a.put("k", data, notify=True)
+    p.a.ok("put", b"y", key="other", readers=0)
+    if protocol == "auto":
+        g = p.b.ok("get", key="k", mode="view")
+    parked = p.b.send("get", key="later", mode="inline", timeout_ms=8000)
+    for _ in range(6):  # longer than peer_timeout_ms: pings of both
+        assert p.b.ok("get", key="other", mode="inline",
+                      source=other).payload == b"y"
+        time.sleep(0.15)
+    assert " reconnect " not in p.dst.log()
+    assert " down" not in p.src.log()
+    if protocol == "auto":
+        assert p.src.pool()["claimed"] >= 2 * MIB
+        assert p.b.bytes_of(g) == data
+        p.b.ok("release", buffer=g["buffer"])
+    else:
+        assert p.b.fetch("k") == data
+    assert p.a.event(event="retired")["reason"] == "consumed"
+    p.a.ok("put", b"z", key="later")
+    assert p.b.recv(parked).payload == b"z"
+
+
+@pytest.mark.parametrize("owner, getter", [("200ms", "5s"), ("5s", "200ms")])
+def test_different_peer_timeouts_do_not_make_sessions_flap(pair_of, owner,
+                                                           getter):
+    p = pair_of(conf={"connector": {"peer_timeout_ms": owner}},
+                dst_conf={"connector": {"peer_timeout_ms": getter}})
+    p.meet()
+    time.sleep(2)  # ten times the smaller, nothing but pings
+    for d in (p.src, p.dst):
+        assert " down" not in d.log() and " reconnect " not in d.log()

@@ -421,6 +421,34 @@ static void test_bodies(void **state)
     free(many);
 }
 
+/* What daemons of before did not tell: kept when told, else 0. */
+static void test_later_fields(void **state)
+{
+    struct kvf_peer_msg m, back;
+    struct kvf_why why;
+    struct kvf_mpw w;
+
+    (void)state;
+    kvf_mpw_init(&w);
+    for (uint64_t value = 0; value <= 300; value += 300) {
+        fill(&m, KVF_PEER_HELLO);
+        m.u.hello.link = value;
+        assert_int_equal(kvf_peer_encode(&w, &m), 0);
+        assert_int_equal(
+            kvf_peer_decode(&back, w.buf.data, w.buf.size, NULL, 0, &why), 0);
+        assert_int_equal(back.u.hello.link, value);
+        kvf_peer_done(&back);
+        fill(&m, KVF_PEER_WELCOME);
+        m.u.welcome.peer_timeout_ms = value;
+        assert_int_equal(kvf_peer_encode(&w, &m), 0);
+        assert_int_equal(
+            kvf_peer_decode(&back, w.buf.data, w.buf.size, NULL, 0, &why), 0);
+        assert_int_equal(back.u.welcome.peer_timeout_ms, value);
+        kvf_peer_done(&back);
+    }
+    kvf_mpw_fini(&w);
+}
+
 /* One ENDED may acknowledge many. */
 static void test_ended(void **state)
 {
@@ -559,6 +587,7 @@ int main(void)
         cmocka_unit_test(test_head),
         cmocka_unit_test(test_grant),
         cmocka_unit_test(test_bodies),
+        cmocka_unit_test(test_later_fields),
         cmocka_unit_test(test_ended),
         cmocka_unit_test(test_rdma_grant),
         cmocka_unit_test(test_rdma_soon),
