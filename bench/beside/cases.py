@@ -100,26 +100,39 @@ def shm_copy(size, cold):
 
 def shm_view(size):
     def run(bench):
-        ours = bench.pair("auto").measure("get", size, "view", "cold", 1)[0]
+        pair = bench.pair("auto")
         bare = m.figures("raw_copy", size, "read", "cold")[0]
-        yield line(f"shm view {text_of(size)}: get, read, release / reading "
-                   "what is mapped", ours["us"], bare["us"], "us",
-                   most=1.1 if size >= 16 * M else None)
+        what = "get, read, release / reading what is mapped"
+        ours = pair.measure("get", size, "view", "cold", 1)[0]
+        yield line(f"shm view {text_of(size)}: {what}", ours["us"], bare["us"],
+                   "us", most=1.1 if size >= 16 * M else None)
+        if size > 16 * M:
+            return
+        ours = pair.measure("get", size, "view", "cold", 2)[0]
+        yield line(f"shm view {text_of(size)}, the next get under way while "
+                   f"one is read: {what}", ours["us"], bare["us"], "us")
     return run
+
+
+def raw_sockets(size, streams, temp):
+    """With the system's congestion control, and with the one that kvferry
+    takes within a host."""
+    for name, args in (("", []), (" with reno", [1, "reno"])):
+        yield (f"raw sockets x{streams}{name}",
+               m.figures("raw_tcp", size, streams, "spin", temp, *args)[0])
 
 
 def tcp_get(size, streams):
     def run(bench):
         name = f"tcp get {text_of(size)}"
         ours = bench.pair("tcp").measure("get", size, "copy", "hot", 1)[0]
-        bare = m.figures("raw_tcp", size, streams(size), "spin", "hot")[0]
-        what = f"raw sockets x{streams(size)}"
-        yield line(f"{name}: the whole get / {what}", ours["GBps"],
-                   bare["GBps"], "GB/s", least=0.9)
-        yield line(f"{name}: moving the bytes / {what}", ours["move_GBps"],
-                   bare["GBps"], "GB/s", least=0.9)
-        yield line(f"{name}: CPU / {what}", ours["cpu_s_per_GB"],
-                   bare["cpu_s_per_GB"], "s/GB", most=1.15)
+        for what, bare in raw_sockets(size, streams(size), "hot"):
+            yield line(f"{name}: the whole get / {what}", ours["GBps"],
+                       bare["GBps"], "GB/s", least=0.9)
+            yield line(f"{name}: moving the bytes / {what}", ours["move_GBps"],
+                       bare["GBps"], "GB/s", least=0.9)
+            yield line(f"{name}: CPU / {what}", ours["cpu_s_per_GB"],
+                       bare["cpu_s_per_GB"], "s/GB", most=1.15)
         tests = ["ucp_get", "tag_bw", "ucp_put_bw"]
         for peer, gbps in peers_of(bench, "tcp", size, tests).items():
             yield line(f"{name}: the whole get / {peer}", ours["GBps"], gbps,
@@ -144,6 +157,25 @@ def latency(bench):
     parked = pair.measure("parked", 4 * K, 500)[0]["p50_us"]
     yield line("parked get, from put to reply / that get (inline), p50", parked, get,
                "us", most=0.75)
+
+
+def batch(protocol):
+    """Where one get at a time is bound by the messages on its way."""
+    def run(bench):
+        rows = {x["how"]: x["GBps"] for x in
+                bench.pair(protocol).measure("many", M, 64)}
+        if protocol == "tcp":
+            bare = [(what, x["GBps"])
+                    for what, x in raw_sockets(M, 1, "cold")]
+        else:
+            bare = [("best of memcpy and non-temporal, cold", max(
+                m.figures("raw_copy", M, how, "cold")[0]["GBps"]
+                for how in ("memcpy", "nt")))]
+        for what, gbps in bare:
+            yield line(f"64 x 1 MiB in one mget, "
+                       f"{'tcp' if protocol == 'tcp' else 'shm copy'} / {what}",
+                       rows["mget"], gbps, "GB/s")
+    return run
 
 
 def many(bench):
@@ -264,6 +296,7 @@ def all_cases(streams):
             ("descriptors-shm", descriptors("auto")),
             ("descriptors-tcp", descriptors("tcp"))]
     out += pair.cases(line)
+    out += [("batch-shm", batch("auto")), ("batch-tcp", batch("tcp"))]
     out += [("latency", latency), ("many", many), ("ping", ping),
             ("crowd", crowd), ("idle", idle)]
     return out

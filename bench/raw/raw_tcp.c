@@ -1,12 +1,13 @@
 /* How fast blocks can be pulled over loopback tcp: the limit of the tcp
  * transport.
  *
- *   raw_tcp SIZE STREAMS spin|sleep hot|cold [ROUNDS]
+ *   raw_tcp SIZE STREAMS spin|sleep hot|cold [ROUNDS [CONGESTION]]
  *
  * Two processes, a core each. The receiver asks with 16 bytes on every stream,
  * the sender answers with its part of the block; the next block is asked for
  * when the last has come. One thread a side serves all streams, as a daemon
- * does. `spin` polls while bytes are due, `sleep` waits in poll(2). One JSON
+ * does. `spin` polls while bytes are due, `sleep` waits in poll(2). CONGESTION:
+ * the kernel's algorithm (reno, cubic, bbr), else the system's own. One JSON
  * line a round; the last block is checked. */
 #include "../common.h"
 
@@ -132,7 +133,14 @@ static void pull(uint64_t at, uint64_t size)
     }
 }
 
-static void connect_all(int theirs[STREAMS])
+static void choose_congestion(int fd, const char *name)
+{
+    if (name != NULL && setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, name,
+                                   (socklen_t)strlen(name)) != 0)
+        bench_die("congestion control %s: %s", name, strerror(errno));
+}
+
+static void connect_all(int theirs[STREAMS], const char *congestion)
 {
     struct sockaddr_in a = {.sin_family = AF_INET,
                             .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
@@ -149,6 +157,8 @@ static void connect_all(int theirs[STREAMS])
         theirs[i] = accept(l, NULL, NULL);
         setsockopt(streams[i].fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
         setsockopt(theirs[i], IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+        choose_congestion(streams[i].fd, congestion);
+        choose_congestion(theirs[i], congestion);
     }
     close(l);
 }
@@ -188,14 +198,15 @@ int main(int argc, char **argv)
     pid_t kid;
 
     if (argc < 5)
-        bench_die("usage: raw_tcp SIZE STREAMS spin|sleep hot|cold [ROUNDS]");
+        bench_die("usage: raw_tcp SIZE STREAMS spin|sleep hot|cold "
+                  "[ROUNDS [CONGESTION]]");
     size = bench_size(argv[1]);
     n_streams = (unsigned)atoi(argv[2]);
     spin = strcmp(argv[3], "spin") == 0;
     arena = argv[4][0] == 'c' ? (GIB + size - 1) / size * size : size;
     if (n_streams < 1 || n_streams > STREAMS || size < n_streams * 64)
         bench_die("1 to %u streams", STREAMS);
-    connect_all(theirs);
+    connect_all(theirs, argc > 6 ? argv[6] : NULL);
     kid = fork();
     if (kid < 0)
         bench_die("cannot fork");

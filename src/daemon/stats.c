@@ -95,7 +95,7 @@
     X(mr_bytes, v.mr_bytes, "their bytes")                                     \
     X(links, v.links, "links to owners, those that end included")              \
     X(links_up, v.links_up, "of these, up")                                    \
-    X(dying, v.dying, "of these, waiting for their last work requests")        \
+    X(dying, v.dying, "links and queue pairs of getters on their way out")     \
     X(guests, v.guests, "queue pairs of getters")                              \
     X(wrs_in_flight, v.wrs_in_flight, "work requests posted, not completed")
 #define ENGINE_GAUGES(X)                                                       \

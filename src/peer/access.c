@@ -72,10 +72,15 @@ struct kvf_access *kvf_access_find(const struct kvf_peers *ps, uint64_t id)
  */
 static void allow_write(struct kvf_access *a)
 {
-    if (a->guest->rdma_writes++ == 0)
-        a->rdma = kvf_rdma_allow_write(a->ps->env.rdma, a->guest, true);
-    if (!a->rdma)
-        a->guest->rdma_writes--;
+    a->rdma = kvf_rdma_allow_write(a->ps->env.rdma, a->guest, true);
+    if (a->rdma)
+        a->guest->rdma_writes++;
+}
+
+void kvf_guest_writes_again(struct kvf_guest *g)
+{
+    if (g->rdma_writes > 0)
+        (void)kvf_rdma_allow_write(g->ps->env.rdma, g, true);
 }
 
 static void forbid_write(struct kvf_access *a)

@@ -53,6 +53,8 @@ int kvf_access_resolve(struct kvf_peers *ps, void *session, uint64_t id,
 void kvf_access_unpin(struct kvf_access *a);
 /* The guest is back, and may not have heard of what was taken back. */
 void kvf_guest_revoke_again(struct kvf_guest *g);
+/* The session is up again: what it may still write into it may write to. */
+void kvf_guest_writes_again(struct kvf_guest *g);
 /* Of a guest: ends those not over shm, or all. */
 void kvf_guest_end_accesses(struct kvf_guest *g, bool shm_too);
 /* GRANT of it as the answer to an ask. */

@@ -166,15 +166,22 @@ static void guest_delete(struct kvf_guest *g)
     free(g);
 }
 
+/* What was kept for the QP's sake goes. A guest that is back by now has said
+ * which of its claims it still uses. */
+void kvf_guest_expelled(struct kvf_guest *g)
+{
+    g->rdma_stuck = false;
+    if (g->up)
+        return;
+    kvf_guest_abort_claims(g, false);
+    kvf_guest_end_accesses(g, false);
+    kvf_guest_settle(g);
+}
+
 void kvf_guest_settle(struct kvf_guest *g)
 {
     if (g->up)
         return;
-    if (g->rdma_stuck && kvf_guest_rdma_expel(g)) {
-        g->rdma_stuck = false;
-        kvf_guest_abort_claims(g, false);
-        kvf_guest_end_accesses(g, false);
-    }
     if (kvf_list_empty(&g->claims) && kvf_list_empty(&g->accesses) &&
         !g->rdma_stuck)
         guest_delete(g);
@@ -281,6 +288,7 @@ static void welcome(struct kvf_guest *g, const struct kvf_peer_msg *hello)
     m.u.welcome.dead = dead;
     m.u.welcome.n_dead = kvf_guest_reconcile(g, hello->u.hello.live,
                                              hello->u.hello.n_live, dead);
+    kvf_guest_writes_again(g);
     kvf_guest_answer(g, &m, NULL, 0);
     free(dead);
     kvf_guest_revoke_again(g);

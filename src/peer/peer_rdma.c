@@ -258,12 +258,19 @@ static void hook_closed(void *arg, void *session, uint64_t id,
     refuse(session, KVF_PEER_RDMA_CLOSE, id, why);
 }
 
+static void hook_expelled(void *arg, void *session)
+{
+    (void)arg;
+    kvf_guest_expelled(session);
+}
+
 const struct kvf_rdma_hooks kvf_peers_rdma_hooks = {
     .connect = hook_connect,
     .disconnect = hook_disconnect,
     .accept = hook_accept,
     .refuse = hook_refuse,
     .closed = hook_closed,
+    .expelled = hook_expelled,
 };
 
 /* ---- messages in ------------------------------------------------------------

@@ -143,7 +143,7 @@ struct kvf_guest {
     size_t rid_len;
     bool up, daemon_gone, shm_ok, admitted;
     bool rdma;       /* it has a verbs device */
-    bool rdma_stuck; /* its QP could not be taken down: claims over it stay */
+    bool rdma_stuck; /* its QP is not gone yet: claims over it stay */
     char shm_why[160];
     uint8_t secret[KVF_SECRET_LEN];
     uint64_t last_rx_ns;
@@ -346,6 +346,8 @@ void kvf_guest_hello(struct kvf_peers *ps, const void *rid, size_t rid_len,
 void kvf_guest_answer(struct kvf_guest *g, struct kvf_peer_msg *m,
                       const void *payload, size_t payload_len);
 /* Deletes a guest that is down and holds nothing. */
+/* No QP of its session can touch memory any more. */
+void kvf_guest_expelled(struct kvf_guest *g);
 void kvf_guest_settle(struct kvf_guest *g);
 /* guest_claims.c */
 void kvf_guest_on_ask(struct kvf_guest *g, const struct kvf_peer_ask *ask);

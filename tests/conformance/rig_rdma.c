@@ -139,11 +139,20 @@ static void on_closed(void *arg, void *session, uint64_t id,
     m->why = *why;
 }
 
+static void on_expelled(void *arg, void *session)
+{
+    struct rig *r = session;
+
+    assert_ptr_equal(session, arg);
+    r->rdma.expelled++;
+}
+
 static const struct kvf_rdma_hooks hooks = {.connect = on_connect,
                                             .disconnect = on_disconnect,
                                             .accept = on_accept,
                                             .refuse = on_refuse,
-                                            .closed = on_closed};
+                                            .closed = on_closed,
+                                            .expelled = on_expelled};
 
 /* ---- open and close ------------------------------------------------------ */
 

@@ -92,6 +92,29 @@ static void test_costs(void **state)
     rig_close(&r);
 }
 
+/* A device that moves the bytes inside post_send: no turn of the loop posts
+ * more than some milliseconds take, not even the first. */
+static void test_slow_posts(void **state)
+{
+    struct rig r;
+    struct pull p;
+
+    (void)state;
+    rig_open(&r, RIG_RDMA, 4 * MIB);
+    pull_init(&p, &r, false);
+    rig_until(&r, &r.ups, 10000);
+    fake.post_mib_ns = 20 * KVF_NS_PER_MS;
+    rig_rdma_pull(&r, &p);
+    assert_in_range(fake.max_doorbell, 1, 160 * KIB);
+    fake.post_mib_ns = 0;
+    kvf_xfer_reset(&p.x);
+    fake.max_doorbell = 0;
+    rig_rdma_pull(&r, &p);
+    assert_int_equal(fake.max_doorbell, MIB); /* grown again */
+    pull_end(&p);
+    rig_close(&r);
+}
+
 /* What is scattered here and contiguous there is one work request of many
  * pieces. */
 static void test_scatter_gather(void **state)
@@ -177,6 +200,7 @@ int main(void)
         cmocka_unit_test(test_creation),
         cmocka_unit_test(test_no_device),
         cmocka_unit_test(test_costs),
+        cmocka_unit_test(test_slow_posts),
         cmocka_unit_test(test_scatter_gather),
         cmocka_unit_test(test_small_registrations),
         cmocka_unit_test(test_registered_again),

@@ -218,24 +218,31 @@ static void test_doubled_completions(void **state)
 /* ---- access --------------------------------------------------------------
  */
 
-/* From the moment expel returns, nothing of the owner's is read. */
+/* From the moment expel returns, nothing of the owner's is read; no call that
+ * may take long is made in it. */
 static void test_expel(void **state)
 {
     (void)state;
-    for (unsigned turns = 0; turns < 20; turns++) {
+    for (unsigned turns = 0; turns < 6; turns++) {
         struct rig r;
         struct pull p;
         uint64_t reads;
+        unsigned destroyed;
 
         rig_open(&r, RIG_RDMA_LATE, 24 * MIB);
         pull_init(&p, &r, false);
         rig_until(&r, &r.ups, 10000);
         pull_start(&p, &r.link);
-        rig_turns(&r, turns);
-        assert_true(kvf_rdma_expel(r.owner, &r));
+        rig_turns(&r, 3 * turns);
+        destroyed = fake.calls[FAKE_destroy_qp];
+        assert_false(kvf_rdma_expel(r.owner, &r));
+        assert_int_equal(fake.calls[FAKE_destroy_qp], destroyed);
         reads = fake.reads;
         rig_until(&r, &p.calls, 10000);
         assert_int_equal(fake.reads, reads);
+        rig_until(&r, &r.rdma.expelled, 10000);
+        assert_int_equal(r.rdma.expelled, 1);
+        assert_true(kvf_rdma_expel(r.owner, &r));
         if (p.status != 0)
             resume(&r, &p);
         pull_end(&p);
@@ -243,18 +250,29 @@ static void test_expel(void **state)
     }
 }
 
-/* The device refuses: said, and asked again. */
+/* The device refuses: asked again, and nobody is told before it agreed. The
+ * session connects again meanwhile. */
 static void test_expel_refused(void **state)
 {
+    struct kvf_rdma_gauges g;
     struct rig r;
 
     (void)state;
     rig_open(&r, RIG_RDMA, MIB);
     rig_until(&r, &r.ups, 10000);
     fake.fail_at[FAKE_destroy_qp] = 1;
+    fake.fail_n[FAKE_destroy_qp] = 2;
     assert_false(kvf_rdma_expel(r.owner, &r));
-    assert_true(kvf_rdma_expel(r.owner, &r));
-    assert_true(kvf_rdma_expel(r.owner, &r));
+    kvf_rdma_gauges(r.owner, &g);
+    assert_int_equal(g.dying, 1);
+    relink(&r);
+    r.ups = 0;
+    rig_until(&r, &r.ups, 10000);
+    assert_true(kvf_rdma_allow_write(r.owner, &r, false)); /* the new one */
+    rig_until(&r, &r.rdma.expelled, 10000);
+    assert_int_equal(fake.fail_at[FAKE_destroy_qp], 0);
+    kvf_rdma_gauges(r.owner, &g);
+    assert_int_equal(g.guests - g.dying, 1); /* which stays */
     rig_close(&r);
 }
 
@@ -366,6 +384,30 @@ static void test_refused(void **state)
     kvf_rdma_of(r.owner)->n_gid = 1;
     resume(&r, &p);
     pull_end(&p);
+    rig_close(&r);
+}
+
+/* More links at once than there are pages for their first READ: they wait. */
+static void test_probes_take_turns(void **state)
+{
+    struct kvf_link other = {0};
+    struct rig r;
+
+    (void)state;
+    rig_open(&r, RIG_RDMA, MIB);
+    kvf_rdma_of(r.t)->scratch_used = ~1ull;
+    fake.hold = true;
+    rig_turns(&r, 30);
+    assert_true(kvf_rdma_of(r.t)->scratch_used == UINT64_MAX);
+    assert_int_equal(rig_link(&r, &other), 0);
+    rig_turns(&r, 30);
+    assert_int_equal(r.ups, 0);
+    fake.hold = false;
+    kvf_link_close(&r.link);
+    rig_until(&r, &r.ups, 10000);
+    assert_int_equal(other.state, KVF_LINK_UP);
+    assert_true(kvf_rdma_of(r.t)->scratch_used == ~1ull);
+    kvf_link_close(&other);
     rig_close(&r);
 }
 
@@ -487,6 +529,7 @@ int main(void)
         cmocka_unit_test(test_unregistered),
         cmocka_unit_test(test_no_answer),
         cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_probes_take_turns),
         cmocka_unit_test(test_port_down_and_up),
         cmocka_unit_test(test_gid_change),
         cmocka_unit_test(test_qp_fatal),

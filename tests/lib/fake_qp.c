@@ -3,6 +3,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 static uint32_t next_qpn = 17;
@@ -149,11 +150,36 @@ static int post_one(struct fake_qp *q, const struct ibv_send_wr *wr)
     return 0;
 }
 
+/* As devices do that move the bytes themselves. */
+static void work_for(uint64_t bytes)
+{
+    struct timespec at;
+    uint64_t until = 0, now;
+
+    if (bytes > fake.max_doorbell)
+        fake.max_doorbell = bytes;
+    do {
+        clock_gettime(CLOCK_MONOTONIC, &at);
+        now = (uint64_t)at.tv_sec * 1000000000u + (uint64_t)at.tv_nsec;
+        if (until == 0)
+            until = now + ((bytes * fake.post_mib_ns) >> 20);
+    } while (now < until);
+}
+
+static uint64_t bytes_of(const struct ibv_send_wr *wr)
+{
+    uint64_t n = 0;
+
+    for (int i = 0; i < wr->num_sge; i++)
+        n += wr->sg_list[i].length;
+    return n;
+}
+
 int fake_post_send(struct ibv_qp *qp, struct ibv_send_wr *wr,
                    struct ibv_send_wr **bad)
 {
     struct fake_qp *q = kvf_container_of(qp, struct fake_qp, qp);
-    uint64_t chain = 0;
+    uint64_t chain = 0, bytes = 0;
     int rc = fake_fails(FAKE_post_send) ? errno : 0;
 
     fake.doorbells++;
@@ -169,7 +195,9 @@ int fake_post_send(struct ibv_qp *qp, struct ibv_send_wr *wr,
             fake_tell(q);
             return EINVAL;
         }
+        bytes += bytes_of(wr);
     }
+    work_for(bytes);
     if (chain > fake.max_chain)
         fake.max_chain = chain;
     fake_tell(q);

@@ -53,15 +53,17 @@ struct fake_world {
     /* The fail_at-th call from now (1 = the next) fails; fail_n of them. */
     unsigned fail_at[FAKE_CALL_COUNT], fail_n[FAKE_CALL_COUNT];
     int fail_errno;
-    unsigned late;   /* a work request is ready after 0 to so many polls */
-    bool hold;       /* nothing completes: the other side is dead */
-    bool hold_flush; /* nor is anything flushed */
+    uint64_t post_mib_ns; /* post_send takes so long for a MiB */
+    unsigned late;        /* a work request is ready after 0 to so many polls */
+    bool hold;            /* nothing completes: the other side is dead */
+    bool hold_flush;      /* nor is anything flushed */
     enum ibv_wc_status status; /* of the work request number status_at */
     uint64_t status_at;        /* counted in `executed`; 0 = none */
     uint64_t
         dup_wc; /* every so many completions one of nobody comes; 0 = none */
     /* what happened */
     uint64_t posted, executed, signalled, flushed, doorbells, max_chain;
+    uint64_t max_doorbell; /* bytes */
     uint64_t reads, writes, sges;
     unsigned contexts, pds, mrs, channels, cqs, qps; /* that exist */
     unsigned misuses; /* what a device would hang on or lose */

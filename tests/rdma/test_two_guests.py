@@ -241,6 +241,24 @@ def test_memory_is_taken_from_a_getter_that_stands_still(stage, how):
     stage.heals()
 
 
+@pytest.mark.release_only
+def test_a_getter_is_expelled_without_a_stall(stage):
+    """Packets for it are still in the network card's queue: the owner's loop
+    does not wait for them in the device."""
+    stage.begin()
+    stage.slow("1mbit")  # what is under way takes seconds
+    stage.b.signal("STOP")
+    stage.a.wait_log(r"down \(getter\)", 40)
+    stage.a.ok("fail k gone")
+    until(stage.a.all_free, "all free at the owner")
+    lag = stage.a.status()["histograms"]["loop_lag_us"]
+    print(f"loop lag of the owner: {lag}")
+    stage.b.signal("CONT")
+    stage.result()
+    stage.heals()
+    assert lag["max"] < 300_000, lag
+
+
 def test_doctor_reads_from_the_other_guest(stage_of):
     """The way there is tcp's here, the way back is RDMA READs."""
     stage = stage_of({"connector": {"protocol": "auto"}})

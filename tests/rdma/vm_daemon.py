@@ -84,6 +84,10 @@ class Daemon:
 
     def start(self):
         self.spawn()
+        return self.started()
+
+    def started(self):
+        """Waits until what was spawned is ready."""
         text = f"until [ -s {self.ready} ] || [ -s {self.rc} ]; do " \
                f"sleep 0.05; done; cat {self.ready}"
         status, line = self.g.run(text, 60 * SLOW)

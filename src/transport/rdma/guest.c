@@ -3,8 +3,11 @@
  * Happy path: asked, it picks GIDs and limits, a job brings a new QP to RTS,
  * one call a slice, and the session is told. Nothing is ever posted to it; the
  * device serves by itself, so silence of the other side means nothing, and the
- * only way to end its access is to take the QP down. Failure modes: nothing in
- * common with the getter, or a call that fails (refused, with the reason); a
+ * only way to end its access is to take the QP down: to ERR at once, which
+ * stops it, and destroyed a little later, because Soft-RoCE waits in
+ * ibv_destroy_qp for packets that are still in the queue of the network card.
+ * Until it is destroyed its memory counts as being read. Failure modes: nothing
+ * in common with the getter, or a call that fails (refused, with the reason); a
  * fatal event (closed, and told). */
 #include "transport/rdma/rdma_priv.h"
 
@@ -20,6 +23,9 @@ struct guest {
     void *session;
     uint64_t id;
     bool accepted;
+    bool ending;   /* in ERR; `timer` destroys it */
+    bool expelled; /* somebody waits for that */
+    struct kvf_timer timer;
     struct kvf_rdma_qp qp;
     struct kvf_rdma_path path;
     struct kvf_rdma_accept accept; /* pool: of this struct */
@@ -45,20 +51,62 @@ static int access_of(const struct kvf_rdma *r, const void *session)
            (writer_at(r, session) < r->n_writers ? IBV_ACCESS_REMOTE_WRITE : 0);
 }
 
-/* True: the QP is gone and with it every access. */
-static bool end(struct guest *g)
+/* Is a QP of the session left whose end is waited for? */
+static bool expelling(const struct kvf_rdma *r, const void *session)
+{
+    kvf_list_for_each (n, &r->guests)
+        if (guest_of(n)->session == session && guest_of(n)->expelled)
+            return true;
+    return false;
+}
+
+static void guest_free(struct guest *g)
 {
     kvf_rdma_job_stop(&g->job);
-    (void)kvf_rdma_qp_err(g->r, &g->qp);
-    if (kvf_rdma_qp_destroy(g->r, &g->qp) != 0)
-        return false;
+    kvf_timer_cancel(g->r->t.sched, &g->timer);
     kvf_list_unlink(&g->node);
     free(g->accept.pool);
     free(g);
-    return true;
 }
 
-/* What the device refuses to destroy is asked again when the session ends. */
+/* A device that refuses is asked again. */
+static void destroy_later(struct kvf_timer *t)
+{
+    struct guest *g = kvf_container_of(t, struct guest, timer);
+    struct kvf_rdma *r = g->r;
+    void *session = g->session;
+    bool waited = g->expelled;
+
+    if (kvf_rdma_qp_destroy(r, &g->qp) != 0) {
+        kvf_timer_set(r->t.sched, t, r->t.sched->now_ns + KVF_RDMA_AGAIN_NS);
+        return;
+    }
+    guest_free(g);
+    if (waited && !expelling(r, session))
+        r->hooks->expelled(r->hooks_arg, session);
+}
+
+/* Stops it and sees to its end. True: there was no QP. */
+static bool end(struct guest *g)
+{
+    struct kvf_sched *s = g->r->t.sched;
+    uint64_t due = s->now_ns;
+
+    if (g->ending)
+        return false;
+    kvf_rdma_job_stop(&g->job);
+    g->accepted = false;
+    if (g->qp.qp == NULL) {
+        guest_free(g);
+        return true;
+    }
+    g->ending = true;
+    if (kvf_rdma_qp_err(g->r, &g->qp) == 0) /* else only that stops it */
+        due += KVF_RDMA_LINGER_NS;
+    kvf_timer_set(s, &g->timer, due);
+    return false;
+}
+
 static void fail(struct guest *g, const struct kvf_why *why)
 {
     struct kvf_rdma *r = g->r;
@@ -66,7 +114,6 @@ static void fail(struct guest *g, const struct kvf_why *why)
     uint64_t id = g->id;
     bool accepted = g->accepted;
 
-    g->accepted = false;
     (void)end(g);
     if (accepted)
         r->hooks->closed(r->hooks_arg, session, id, why);
@@ -166,11 +213,10 @@ void kvf_rdma_on_connect(struct kvf_transport *t, void *session,
     struct guest *g;
     struct kvf_why why;
 
-    if (!kvf_rdma_expel(t, session)) {
-        kvf_fail(&why, KVF_BUSY, "%s: the QP of before is not gone", r->name);
-        r->hooks->refuse(r->hooks_arg, session, c->id, &why);
-        return;
-    }
+    /* One that serves at most; those of before are on their way out. */
+    kvf_list_for_each_safe (n, &r->guests)
+        if (guest_of(n)->session == session)
+            (void)end(guest_of(n));
     g = calloc(1, sizeof *g);
     if (g == NULL) {
         kvf_fail(&why, KVF_NO_SPACE, "no memory for a link");
@@ -182,6 +228,7 @@ void kvf_rdma_on_connect(struct kvf_transport *t, void *session,
     g->id = c->id;
     g->owner.on_fatal = on_fatal;
     g->job.step = step;
+    kvf_timer_init(&g->timer, destroy_later);
     kvf_list_init(&g->job.node);
     kvf_list_init(&g->node);
     kvf_list_push_back(&r->guests, &g->node);
@@ -204,12 +251,14 @@ void kvf_rdma_on_getter_closed(struct kvf_transport *t, void *session,
 bool kvf_rdma_expel(struct kvf_transport *t, void *session)
 {
     struct kvf_rdma *r = kvf_rdma_of(t);
-    bool quiet = true;
 
-    kvf_list_for_each_safe (n, &r->guests)
-        if (guest_of(n)->session == session)
-            quiet &= end(guest_of(n));
-    return quiet;
+    kvf_list_for_each_safe (n, &r->guests) {
+        struct guest *g = guest_of(n);
+
+        if (g->session == session && !end(g))
+            g->expelled = true;
+    }
+    return !expelling(r, session);
 }
 
 bool kvf_rdma_accepted(const struct kvf_transport *t, const void *session)
@@ -246,8 +295,9 @@ bool kvf_rdma_allow_write(struct kvf_transport *t, void *session, bool on)
     kvf_list_for_each (n, &r->guests) {
         struct guest *g = guest_of(n);
 
-        /* A QP that is being set up takes it when it comes to INIT. */
-        if (g->session == session && g->step > 1)
+        /* A QP that is being set up takes it when it comes to INIT; one that
+         * ends needs none. */
+        if (g->session == session && g->step > 1 && !g->ending)
             ok &= kvf_rdma_qp_access(r, &g->qp, access_of(r, session)) == 0;
     }
     if (on && !ok) /* the caller does without: nor may its next QP */
@@ -258,23 +308,26 @@ bool kvf_rdma_allow_write(struct kvf_transport *t, void *session, bool on)
 void kvf_rdma_guests_fail(struct kvf_rdma *r, const struct kvf_why *why)
 {
     kvf_list_for_each_safe (n, &r->guests)
-        fail(guest_of(n), why);
+        if (!guest_of(n)->ending)
+            fail(guest_of(n), why);
 }
 
 void kvf_rdma_guests_destroy(struct kvf_rdma *r)
 {
-    kvf_list_for_each_safe (n, &r->guests)
-        (void)end(guest_of(n));
+    kvf_list_for_each_safe (n, &r->guests) {
+        (void)kvf_rdma_qp_err(r, &guest_of(n)->qp);
+        (void)kvf_rdma_qp_destroy(r, &guest_of(n)->qp);
+        guest_free(guest_of(n));
+    }
     free(r->writers);
     r->writers = NULL;
     r->n_writers = 0;
 }
 
-unsigned kvf_rdma_guests_count(const struct kvf_rdma *r)
+void kvf_rdma_guests_count(const struct kvf_rdma *r, struct kvf_rdma_gauges *g)
 {
-    unsigned count = 0;
-
-    kvf_list_for_each (n, &r->guests)
-        count++;
-    return count;
+    kvf_list_for_each (n, &r->guests) {
+        g->guests++;
+        g->dying += guest_of(n)->ending;
+    }
 }

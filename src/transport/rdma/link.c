@@ -78,9 +78,21 @@ static void room(struct kvf_task *t)
 
 static void scratch_give(struct kvf_rdma_link *l)
 {
-    if (l->scratch >= 0)
-        l->r->scratch_used &= ~(1ull << l->scratch);
+    struct kvf_rdma *r = l->r;
+
+    if (l->scratch < 0)
+        return;
+    r->scratch_used &= ~(1ull << l->scratch);
     l->scratch = -1;
+    kvf_list_for_each (n, &r->links) {
+        struct kvf_rdma_link *next =
+            kvf_container_of(n, struct kvf_rdma_link, node);
+
+        if (next->state != KVF_RDMA_JOINING || !next->wants_page)
+            continue;
+        kvf_rdma_job_start(r, &next->job);
+        return;
+    }
 }
 
 static void link_free(struct kvf_rdma_link *l)
@@ -292,17 +304,19 @@ static bool create_step(struct kvf_rdma_job *job)
     return false;
 }
 
-static void scratch_take(struct kvf_rdma_link *l)
+/* A page for the probe. False: others have them all; the job is started again
+ * when one is given back. */
+static bool scratch_take(struct kvf_rdma_link *l)
 {
-    for (int i = 1; i < (int)KVF_RDMA_SCRATCH; i++)
-        if ((l->r->scratch_used >> i & 1) == 0) {
-            l->r->scratch_used |= 1ull << i;
-            l->scratch = i;
-            memset(l->r->scratch + (size_t)i * KVF_RDMA_PROBE, 0,
-                   KVF_RDMA_PROBE);
-            return;
-        }
-    /* All taken: page 0, whose contents prove nothing, is everybody's. */
+    struct kvf_rdma *r = l->r;
+
+    l->wants_page = r->scratch_used == UINT64_MAX;
+    if (l->wants_page)
+        return false;
+    l->scratch = __builtin_ctzll(~r->scratch_used);
+    r->scratch_used |= 1ull << l->scratch;
+    memset(r->scratch + (size_t)l->scratch * KVF_RDMA_PROBE, 0, KVF_RDMA_PROBE);
+    return true;
 }
 
 static bool join_step(struct kvf_rdma_job *job)
@@ -319,8 +333,9 @@ static bool join_step(struct kvf_rdma_job *job)
         rc = kvf_rdma_qp_rts(l->r, &l->qp, &l->path, &why);
         break;
     default:
+        if (!scratch_take(l))
+            return false;
         l->state = KVF_RDMA_PROBING;
-        scratch_take(l);
         kvf_rdma_post_probe(l);
         return false;
     }
@@ -335,7 +350,7 @@ static bool header_fits(const struct kvf_rdma_link *l)
 {
     struct kvf_segment_header h;
 
-    if (!l->has_expect || l->scratch < 0)
+    if (!l->has_expect)
         return true;
     memcpy(&h, l->r->scratch + (size_t)l->scratch * KVF_RDMA_PROBE, sizeof h);
     return memcmp(h.magic, KVF_SEGMENT_MAGIC, sizeof h.magic) == 0 &&

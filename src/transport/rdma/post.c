@@ -18,9 +18,11 @@
 #include <errno.h>
 #include <string.h>
 
-#define POST_NS (1200 * KVF_NS_PER_US) /* that one turn may spend posting */
-#define BURST_MIN (32ull << 10)        /* bytes; a multiple of it is posted */
-#define POST_RATE 20000ull /* ns that posting a MiB takes, to begin with */
+/* How long one turn may post, where the device moves the bytes inside
+ * ibv_post_send. Soft-RoCE in a guest takes some 0.3 ms for a doorbell,
+ * whatever it moves: so that is a tenth; and others wait that long at most. */
+#define POST_NS (3000 * KVF_NS_PER_US)
+#define BURST_MIN (32ull << 10) /* bytes; a multiple of it is posted */
 
 /* ---- what an op is made of -------------------------------------------------
  */
@@ -320,24 +322,24 @@ static void build(struct kvf_rdma_link *l, struct chain *c)
 }
 
 /* Some devices (Soft-RoCE) move the bytes inside ibv_post_send: what one turn
- * posts there is what a good millisecond moves. */
+ * posts there is what POST_NS moves. Grows fast and shrinks slowly: a post that
+ * takes long may only have been interrupted. */
 static void learn_burst(struct kvf_rdma *r, uint64_t bytes, uint64_t ns)
 {
-    uint64_t rate, fits;
+    uint64_t fits, least = r->burst / 4 * 3, most = r->burst * 2;
 
-    if (bytes < BURST_MIN)
+    /* Little that went fast says nothing about more. */
+    if (bytes < BURST_MIN || (bytes < r->burst / 2 && ns < POST_NS))
         return;
-    rate = (ns << 20) / bytes;
-    /* Slowly, and not by much at once: we may have been interrupted. */
-    if (rate > 4 * r->post_rate)
-        rate = 4 * r->post_rate;
-    r->post_rate = (7 * r->post_rate + rate) / 8;
-    if (r->post_rate < POST_RATE)
-        r->post_rate = POST_RATE;
-    fits = ((uint64_t)POST_NS << 20) / r->post_rate & ~(BURST_MIN - 1);
+    fits = bytes * POST_NS / (ns != 0 ? ns : 1);
+    if (fits < least)
+        fits = least;
+    if (fits > most)
+        fits = most;
+    if (fits > r->conf.burst)
+        fits = r->conf.burst;
+    fits &= ~(BURST_MIN - 1);
     r->burst = fits < BURST_MIN ? BURST_MIN : fits;
-    if (r->burst > r->conf.burst)
-        r->burst = r->conf.burst;
 }
 
 static void post_chain(struct kvf_rdma_link *l, const struct chain *c,
@@ -418,13 +420,12 @@ void kvf_rdma_post_probe(struct kvf_rdma_link *l)
     struct kvf_rdma *r = l->r;
     uint64_t len =
         l->pool[0].length < KVF_RDMA_PROBE ? l->pool[0].length : KVF_RDMA_PROBE;
-    unsigned page = l->scratch >= 0 ? (unsigned)l->scratch : 0;
+    uint8_t *page = r->scratch + (size_t)l->scratch * KVF_RDMA_PROBE;
     struct chain c = {0};
     struct ibv_send_wr *wr = wr_new(l, &c, &l->pool[0], false);
 
     r->sge[c.n_sge++] =
-        (struct ibv_sge){(uintptr_t)(r->scratch + page * KVF_RDMA_PROBE),
-                         (uint32_t)len, r->scratch_mr->lkey};
+        (struct ibv_sge){(uintptr_t)page, (uint32_t)len, r->scratch_mr->lkey};
     wr->num_sge = 1;
     signal_here(l, &c);
     post_chain(l, &c, 0);

@@ -53,7 +53,8 @@ void kvf_rdma_configure(struct kvf_transport *t,
         c->chunk = 1ull << 30;
     if (c->burst < 4096)
         c->burst = 4096;
-    kvf_rdma_of(t)->burst = c->burst;
+    kvf_rdma_of(t)->burst =
+        c->burst < KVF_RDMA_BURST_FIRST ? c->burst : KVF_RDMA_BURST_FIRST;
     if (c->depth == 0)
         c->depth = 1;
     if (c->signal_every == 0)
@@ -90,8 +91,6 @@ int kvf_rdma_create(struct kvf_reactor *reactor, const struct kvf_verbs *v,
     r->hooks = hooks;
     r->hooks_arg = hooks_arg;
     r->next_id = r->next_gen = 1;
-    r->post_rate = 1;    /* rises to the least at the first post */
-    r->scratch_used = 1; /* page 0 is everybody's */
     kvf_list_init(&r->memories);
     kvf_list_init(&r->jobs);
     kvf_list_init(&r->links);
@@ -117,9 +116,9 @@ void kvf_rdma_gauges(const struct kvf_transport *t, struct kvf_rdma_gauges *g)
                                   .cqs = r->n_cqs,
                                   .mrs = r->n_mrs,
                                   .mr_bytes = r->mr_bytes,
-                                  .guests = kvf_rdma_guests_count(r),
                                   .port_up = r->port_up,
                                   .fatal = r->fatal};
+    kvf_rdma_guests_count(r, g);
     kvf_list_for_each (n, &r->links) {
         const struct kvf_rdma_link *l =
             kvf_container_of(n, struct kvf_rdma_link, node);

@@ -60,6 +60,9 @@ struct kvf_rdma_hooks {
     /* Owner: a QP that had been accepted is no more. */
     void (*closed)(void *arg, void *session, uint64_t id,
                    const struct kvf_why *why);
+    /* Owner: kvf_rdma_expel said false, and now nothing of the session's can
+     * touch memory. From the loop; may call back. */
+    void (*expelled)(void *arg, void *session);
 };
 
 /* Opens the device, finds port and GIDs.
@@ -106,7 +109,7 @@ unsigned kvf_rdma_memory_keys(const struct kvf_rdma_memory *m, uint64_t offset,
 /* ---- handshake: what came ---------------------------------------------------
  */
 
-/* Owner: sets up a QP for the session (one each: an older one goes) and answers
+/* Owner: sets up a QP for the session (one each: an older one ends) and answers
  * by hooks.accept or hooks.refuse, later. */
 void kvf_rdma_on_connect(struct kvf_transport *t, void *session,
                          const struct kvf_rdma_connect *c);
@@ -121,9 +124,9 @@ void kvf_rdma_on_owner_closed(struct kvf_link *link, uint64_t id,
                               const char *text);
 void kvf_rdma_on_getter_closed(struct kvf_transport *t, void *session,
                                uint64_t id);
-/* Owner: takes the session's QP down (to ERR, destroyed). True: nothing of the
- * session's can touch memory any more. False: the device refused; call again.
- */
+/* Owner: takes the session's QP down. True: nothing of the session's can touch
+ * memory any more. False: it is in ERR and will be destroyed, half a second
+ * from now or when the device agrees; hooks.expelled follows. */
 bool kvf_rdma_expel(struct kvf_transport *t, void *session);
 /* Owner: has the session a QP that it was told of? */
 bool kvf_rdma_accepted(const struct kvf_transport *t, const void *session);
@@ -138,7 +141,7 @@ struct kvf_rdma_gauges {
     unsigned qps, cqs, mrs;   /* that exist */
     uint64_t mr_bytes;        /* registered */
     unsigned links, links_up; /* getter's side; dying ones included */
-    unsigned dying;           /* links that are being drained */
+    unsigned dying;           /* links and guests on their way out */
     unsigned guests;          /* owner's side: QPs of sessions */
     uint64_t wrs_in_flight;   /* posted, not completed */
     bool port_up, fatal;

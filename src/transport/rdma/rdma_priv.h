@@ -11,7 +11,9 @@
 #define KVF_RDMA_POLL 16u     /* completions polled at once */
 #define KVF_RDMA_QUEUE_MAX 4096u
 #define KVF_RDMA_PROBE 4096u /* bytes: a full packet of any MTU */
-#define KVF_RDMA_SCRATCH 64u /* pages of that size */
+#define KVF_RDMA_SCRATCH 64u /* pages of that size: links probed at once */
+#define KVF_RDMA_BURST_FIRST                                                   \
+    (128ull << 10) /* bytes; until it is known how long posting takes */
 /* Flushed work requests that do not come back by then are given up: destroying
  * the QP makes them quiet. */
 #define KVF_RDMA_DRAIN_NS (1000 * KVF_NS_PER_MS)
@@ -95,8 +97,7 @@ struct kvf_rdma {
     uint64_t next_id;
     uint32_t next_gen;
     uint64_t last_completion;
-    uint64_t burst;     /* bytes that a turn posts: conf.burst, or fewer */
-    uint64_t post_rate; /* ns that posting a MiB takes */
+    uint64_t burst; /* bytes that a turn posts: conf.burst, or fewer */
     /* guest.c */
     struct kvf_list guests;
     void **writers; /* sessions that may write */
@@ -211,6 +212,7 @@ struct kvf_rdma_link {
     bool has_expect;
     struct kvf_id expect;
     int scratch; /* page of the probe; -1 = none */
+    bool wants_page;
     /* queue pair */
     struct kvf_rdma_qp qp;
     struct ibv_cq *cq;
@@ -284,5 +286,6 @@ int kvf_rdma_cq_destroy(struct kvf_rdma_link *l);
 /* guest.c */
 void kvf_rdma_guests_fail(struct kvf_rdma *r, const struct kvf_why *why);
 void kvf_rdma_guests_destroy(struct kvf_rdma *r);
-unsigned kvf_rdma_guests_count(const struct kvf_rdma *r);
+/* Adds them to the gauges. */
+void kvf_rdma_guests_count(const struct kvf_rdma *r, struct kvf_rdma_gauges *g);
 #endif
