@@ -17,6 +17,7 @@ Name: kvferry
 Version: {VERSION}
 Summary: Client of kvferryd, the KV-cache transfer daemon
 Requires-Python: >=3.9
+Requires-Dist: pyzmq>=22
 Requires-Dist: msgpack>=1.0
 Provides-Extra: numpy
 Requires-Dist: numpy; extra == "numpy"

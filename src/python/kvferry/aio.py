@@ -76,15 +76,11 @@ class AsyncClient(BlockOps, WindowOps):
         assert self._loop is not None
         for fd in self._watched:
             self._loop.remove_reader(fd)
-            self._loop.remove_writer(fd)
         self._watched = set()
-        e = self._engine
-        if e.state != "closed":
-            self._watched = set(e.fds())
+        if self._engine.state != "closed":
+            self._watched = set(self._engine.fds())
         for fd in self._watched:
             self._loop.add_reader(fd, self._readable)
-        if e.wire is not None and e.wire.out:
-            self._loop.add_writer(e.wire.fd, self._readable)
 
     def _readable(self) -> None:
         self._engine.lock.acquire()

@@ -118,7 +118,6 @@ class Client(BlockOps, WindowOps):
         e = self._engine
         poller = e.poller
         self._leader = me
-        e.polled = True
         e.unlock()
         ready = None
         try:
@@ -127,7 +126,6 @@ class Client(BlockOps, WindowOps):
         finally:
             e.lock.acquire()
             self._leader = None
-            e.polled = False
             self._led = now()
         e.process((e.wake_fd, POLLIN) in ready)
 
@@ -251,6 +249,7 @@ class Client(BlockOps, WindowOps):
             return
         try:
             if engine.state == "open":
+                engine.sock.setsockopt(17, 100)  # LINGER: the bye has to go
                 engine._send(Call(0, Request("bye"), None))
             engine.shut()
         finally:

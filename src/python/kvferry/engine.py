@@ -16,7 +16,6 @@ appends to a queue, and whoever holds the lock empties it.
 from __future__ import annotations
 
 import atexit
-import errno
 import os
 import select
 import threading
@@ -26,20 +25,25 @@ from collections import deque
 from typing import Any, Callable, Deque, Dict, List, Optional, Tuple
 
 import msgpack
+import zmq
+from zmq.utils.monitor import recv_monitor_message
 
 from .errors import (ClientClosed, ConnectionLost, Internal, KvferryError,
                      error_for)
 from .shm import Mapping, Mappings
-from .zmtp import Wire
 
 now = time.monotonic
 INF = float("inf")
-_RETRY = 0.02  # seconds between tries to connect
-# Not there, or not yet: worth another try.
-_ABSENT = {errno.ENOENT, errno.ECONNREFUSED, errno.EAGAIN, errno.ECONNRESET,
-           errno.EPIPE, errno.EHOSTUNREACH, errno.ENETUNREACH,
-           errno.ETIMEDOUT}
 _pack = msgpack.Packer(use_bin_type=True, autoreset=True)
+_NOBLOCK = int(zmq.NOBLOCK)
+_SNDMORE = int(zmq.NOBLOCK | zmq.SNDMORE)
+_EVENTS, _RCVMORE, _POLLIN = (int(x) for x in (zmq.EVENTS, zmq.RCVMORE,
+                                               zmq.POLLIN))
+# Socket.get and send of pyzmq's backend: those of zmq.Socket turn each flag
+# into an enum, which costs more than the call.
+_get = zmq.backend.Socket.get
+_sock_send = zmq.backend.Socket.send
+_sock_recv = zmq.backend.Socket.recv
 _engines: "weakref.WeakSet[Engine]" = weakref.WeakSet()
 
 
@@ -109,10 +113,12 @@ class Engine:
     def __init__(self, endpoint: str, name: str, events: bool,
                  timeout: float, connect_timeout: float) -> None:
         self.endpoint, self.name, self.want_events = endpoint, name, events
-        self.local = endpoint.startswith("ipc:")
         self.timeout, self.connect_timeout = timeout, connect_timeout
         self.lock = threading.Lock()
-        self.wire: Optional[Wire] = None
+        self.ctx = zmq.Context()
+        self.ctx.set(zmq.BLOCKY, False)
+        self.sock: Any = None
+        self.mon: Any = None
         self.wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) \
             if hasattr(os, "eventfd") else -1
         self.wake_pipe = (-1, -1)
@@ -125,7 +131,6 @@ class Engine:
         self.calls: Dict[int, Call] = {}
         self.queue: List[Call] = []  # until hello is answered
         self.gates: List[Any] = []   # to be opened by the next unlock
-        self.polled = False          # by a thread that will read all replies
         self.next_id = 1
         self.maps = Mappings()
         self.pool: Optional[Mapping] = None
@@ -177,6 +182,8 @@ class Engine:
             if self.state == "open" and lease.epoch == self.epoch:
                 self._send(Call(0, Request(lease.op, {"buffer": lease.ident}),
                                 None))
+                # A send may swallow the wake-up of a reply.
+                self._drain()
 
     def _view_gone(self, epoch: int) -> None:
         if epoch == self.epoch:
@@ -196,55 +203,42 @@ class Engine:
                 raise ClientClosed("the client is closed")
             call = Call(self.next_id, request, on_done)
             self.next_id += 1
-            if self.state == "open" and not self.local and not self.polled:
-                self._drain()  # tcp takes what is sent to nobody
-            if self.state != "open" or not self._start(call):
+            if self.state == "open":
+                self._check_monitor()
+            if self.state == "open":
+                self._start(call)
+                self._drain()
+            else:
                 self.queue.append(call)
-                at = now()
-                call.deadline = at + self.connect_timeout
-                call.wake_at = min(call.deadline, at + _RETRY)
+                call.deadline = call.wake_at = now() + self.connect_timeout
                 if self.state == "down":
                     self._connect()
             return call
         finally:
             self.unlock()
 
-    def _start(self, call: Call) -> bool:
-        """False: not sent, the connection is gone."""
+    def _start(self, call: Call) -> None:
         at = now()
+        self.calls[call.id] = call
         call.deadline = at + call.request.limit + self.timeout
         call.wake_at = at + self.timeout
-        if not self._send(call):
-            return False
-        if not call.done:
-            self.calls[call.id] = call
-        return True
+        self._send(call)
 
-    def _send(self, call: Call) -> bool:
-        """False when the connection is gone; a request that cannot be written
-        is complete."""
+    def _send(self, call: Call) -> None:
         r = call.request
         m = dict(r.fields)
         m["op"] = r.op
         m["id"] = call.id
         try:
-            head = _pack.pack(m)
+            if r.payload is None:
+                _sock_send(self.sock, _pack.pack(m), _NOBLOCK)
+            else:
+                _sock_send(self.sock, _pack.pack(m), _SNDMORE)
+                _sock_send(self.sock, r.payload, _NOBLOCK)
+        except zmq.ZMQError as e:
+            self._complete(call, None, Internal(f"cannot send: {e}"))
         except (TypeError, ValueError, OverflowError) as e:
             self._complete(call, None, error_for("INVALID", str(e)))
-            return True
-        if self.wire is None:
-            return False
-        try:
-            if r.payload is None:
-                self.wire.send(head)
-            else:
-                self.wire.send(head, r.payload)
-            if self.wire.out:
-                self._changed()
-        except OSError as e:
-            self._broken(e)
-            return False
-        return True
 
     def _complete(self, call: Call, result: Any,
                   error: Optional[KvferryError]) -> None:
@@ -266,6 +260,7 @@ class Engine:
                 call.abandoned = True
                 self._send(Call(0, Request("cancel", {"target": call.id}),
                                 None))
+                self._drain()
             elif call.done and call.result is not None:
                 self._undo(call, call.result[0])
         finally:
@@ -281,11 +276,6 @@ class Engine:
         """wake_at passed: the deadline too, or time for a ping. Lock held."""
         at = now()
         if call.done or at < call.wake_at:
-            return
-        if call in self.queue and at < call.deadline:
-            if self.state == "down":
-                self._connect()
-            call.wake_at = min(call.deadline, at + _RETRY)
             return
         if call in self.queue:
             # The hello stays under way: it is answered when a daemon comes.
@@ -305,6 +295,7 @@ class Engine:
             self._ping = Call(self.next_id, Request("ping"), None)
             self.next_id += 1
             self._start(self._ping)
+            self._drain()
         call.wake_at = min(call.deadline, at + self.timeout)
 
     # ---- replies -----------------------------------------------------------
@@ -319,26 +310,20 @@ class Engine:
                 os.read(self.wake_fd, 4096)
             except BlockingIOError:
                 pass
-        wire = self.wire
-        if wire is not None and wire.out:
-            try:
-                wire.flush()
-            except OSError as e:
-                self._broken(e)
-            if not wire.out:
-                self._changed()
         self._drain()
+        self._check_monitor()
 
     def _drain(self) -> None:
-        if self.wire is None:
-            return
-        try:
-            messages = self.wire.receive()
-        except OSError as e:
-            self._broken(e)
-            return
-        for m in messages:
-            self._dispatch(m[0], m[1] if len(m) > 1 else b"")
+        while self.sock is not None and \
+                _get(self.sock, _EVENTS) & _POLLIN:
+            try:
+                head = _sock_recv(self.sock, _NOBLOCK)
+                frame = b""
+                while _get(self.sock, _RCVMORE):
+                    frame = _sock_recv(self.sock, _NOBLOCK)
+            except zmq.Again:
+                return
+            self._dispatch(head, frame)
 
     def _dispatch(self, head: bytes, frame: bytes) -> None:
         try:
@@ -373,27 +358,31 @@ class Engine:
     # ---- the connection ----------------------------------------------------
 
     def _connect(self) -> None:
-        try:
-            self.wire = Wire(self.endpoint)
-        except OSError as e:
-            if e.errno not in _ABSENT:
-                self._lost(f"endpoint {self.endpoint}: {e}")
-            return  # whoever waits tries again (check)
         self.state = "hello"
+        self.sock = self.ctx.socket(zmq.DEALER)
+        for option, value in ((zmq.LINGER, 0), (zmq.SNDHWM, 0),
+                              (zmq.RCVHWM, 0), (zmq.RECONNECT_IVL, 20),
+                              (zmq.RECONNECT_IVL_MAX, 200)):
+            self.sock.setsockopt(option, value)
+        self.mon = self.sock.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        try:
+            self.sock.connect(self.endpoint)
+        except zmq.ZMQError as e:
+            self._lost(f"endpoint {self.endpoint}: {e}")
+            return
+        self.poller = select.poll()
+        for fd in self.fds():
+            self.poller.register(fd, select.POLLIN)
         self._changed()
         self._hello(self.session)
 
     def fds(self) -> List[int]:
         """What to poll; they change with on_socket."""
-        return [self.wake_fd] + ([self.wire.fd] if self.wire else [])
+        if self.sock is None:
+            return [self.wake_fd]
+        return [self.sock.get(zmq.FD), self.mon.get(zmq.FD), self.wake_fd]
 
     def _changed(self) -> None:
-        """What is to be polled, and for what."""
-        self.poller = select.poll()
-        self.poller.register(self.wake_fd, select.POLLIN)
-        if self.wire is not None:
-            self.poller.register(self.wire.fd, select.POLLIN | (
-                select.POLLOUT if self.wire.out else 0))
         self.wake()
         if self.on_socket is not None:
             self.on_socket()
@@ -421,6 +410,7 @@ class Engine:
         if not unmapped:
             call.on_done = self._hello_done
         self._start(call)
+        self._drain()
 
     def _hello_done(self, call: Call) -> None:
         error = call.error
@@ -440,7 +430,7 @@ class Engine:
         inc = reply.get("incarnation")
         if reply.get("session") != self.session:
             pool = reply.get("pool") or {}
-            if self.local and pool.get("path"):
+            if self.endpoint.startswith("ipc:") and pool.get("path"):
                 try:
                     self.pool = self.maps.open(pool["path"], True,
                                                pool.get("size"), inc)
@@ -460,10 +450,9 @@ class Engine:
         self.state = "open"
         queue, self.queue = self.queue, []
         for call in queue:
-            if not self._start(call):
-                self._complete(call, None, ConnectionLost(
-                    f"the daemon at {self.endpoint} went away again"))
+            self._start(call)
         self._say_unmapped()
+        self._drain()
 
     def _say_unmapped(self) -> None:
         if self.old is None or self.old_foreign > 0 or self.state != "open":
@@ -474,16 +463,16 @@ class Engine:
             self.maps.keep(pool)
         self._hello(self.session, unmapped=True)
 
-    def _broken(self, error: OSError) -> None:
-        """The connection ended."""
-        if self.wire is not None and not self.wire.ready and \
-                self.state == "hello" and error.errno in _ABSENT:
-            queue, self.queue = self.queue, []
-            self._lost("not there yet")  # ends the hello
-            self.queue = queue           # tries again (check)
-            return
-        self._lost(f"the connection to the daemon at {self.endpoint} was "
-                   f"lost ({error.strerror or error})")
+    def _check_monitor(self) -> None:
+        lost = False
+        while self.mon is not None and \
+                _get(self.mon, _EVENTS) & _POLLIN:
+            recv_monitor_message(self.mon, _NOBLOCK)
+            lost = True
+        if lost:
+            self._drain()  # replies first: the loss ends the rest
+            self._lost(f"the connection to the daemon at {self.endpoint} was "
+                       "lost")
 
     def _lost(self, why: str) -> None:
         self._down(ConnectionLost(why))
@@ -491,12 +480,14 @@ class Engine:
     def _down(self, error: KvferryError) -> None:
         if self.state != "closed":
             self.state = "down"
-        wire, self.wire = self.wire, None
+        sock, self.sock, self.mon, mon = self.sock, None, None, self.mon
         calls = list(self.calls.values()) + self.queue
         self.calls, self.queue = {}, []
-        if wire is not None:
+        if sock is not None:
+            sock.disable_monitor()
+            mon.close(0)
+            sock.close()  # LINGER is 0, but for the bye of an exit
             self._changed()
-            wire.close()
         for call in calls:
             if call.on_done != self._hello_done:
                 self._complete(call, None, error)
@@ -509,24 +500,24 @@ class Engine:
         self._down(ClientClosed("the client was closed"))
         self.pool = None
         self.maps.drop()
+        self.ctx.term()
 
     def __del__(self) -> None:
-        if self.wire is not None:
-            self.wire.close()
         for fd in {self.wake_fd, *self.wake_pipe} - {-1}:
             os.close(fd)
 
 
 @atexit.register
 def _at_exit() -> None:
-    """What was not published goes back now, not when a deadline says so."""
+    """Nothing of zmq is left for the interpreter's last moments."""
     for e in list(_engines):
         if e.state == "closed" or not e.lock.acquire(timeout=1):
             continue
-        if e.state == "open":
+        if e.state == "open":  # LINGER 0: a bye has to be on its way
+            e.sock.setsockopt(zmq.LINGER, 100)
             e._send(Call(0, Request("bye"), None))
         e.shut()
-        e.lock.release()
+        e.unlock()
 
 
 def _after_fork() -> None:
@@ -534,9 +525,7 @@ def _after_fork() -> None:
     for e in list(_engines):
         e.lock = threading.Lock()
         e.state = "closed"
-        if e.wire is not None:  # the parent's end must be the only one
-            e.wire.close()
-        e.wire = None
+        e.sock = e.mon = None
         e.calls, e.queue = {}, []
 
 
