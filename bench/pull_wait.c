@@ -136,7 +136,7 @@ void pb_parked(struct pb *b, int argc, char **argv)
     free(took);
 }
 
-/* ---- pings while something large moves ----------------------------------- */
+/* ---- pings while something large moves ---------------------------------- */
 
 static void move_for_ever(struct pb *b, uint64_t size, int ready)
 {
@@ -198,7 +198,7 @@ void pb_ping(struct pb *b, int argc, char **argv)
     free(took);
 }
 
-/* ---- many parked gets ---------------------------------------------------- */
+/* ---- many parked gets --------------------------------------------------- */
 
 static uint64_t private_bytes(pid_t pid)
 {

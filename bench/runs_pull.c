@@ -104,7 +104,7 @@ static void rewind_source(void *arg)
     b->at = 0;
 }
 
-/* ---- the owner of the tcp case ------------------------------------------- */
+/* ---- the owner of the tcp case ------------------------------------------ */
 
 static int resolve(void *arg, void *session, uint64_t claim,
                    const struct kvf_id *token, bool write, uint64_t offset,
@@ -210,7 +210,7 @@ static pid_t start_owner(struct bench *b, uint16_t *port)
     return kid;
 }
 
-/* ---- rounds -------------------------------------------------------------- */
+/* ---- rounds ------------------------------------------------------------- */
 
 static void scatter_done(struct kvf_scatter *x, int status,
                          const struct kvf_why *why)

@@ -48,7 +48,7 @@ static void fail(struct run *run, const char *what, int status,
         run->over = true;
 }
 
-/* ---- time ---------------------------------------------------------------- */
+/* ---- time --------------------------------------------------------------- */
 
 static void clock_start(struct slot *s)
 {
@@ -76,7 +76,7 @@ static void clock_zero(struct run *run)
     run->r->ns = 0;
 }
 
-/* ---- rounds -------------------------------------------------------------- */
+/* ---- rounds ------------------------------------------------------------- */
 
 static void sweep(struct run *run)
 {
@@ -132,7 +132,7 @@ static void failed(struct slot *s, const char *what, int status,
     fail(s->run, what, status, message);
 }
 
-/* ---- requests ------------------------------------------------------------ */
+/* ---- requests ----------------------------------------------------------- */
 
 static void get_done(struct kvferry *h, void *user,
                      const struct kvferry_result *r)
@@ -214,7 +214,7 @@ static void start_put(struct slot *s)
     gather(s, finished);
 }
 
-/* ---- parked: get, ping, alloc, fill; timed from the put on --------------- */
+/* ---- parked: get, ping, alloc, fill; timed from the put on -------------- */
 
 static void publish_parked(struct slot *s)
 {
@@ -299,7 +299,7 @@ static void start_ping(struct slot *s)
         ping_done(s->run->b->to, s, &r);
 }
 
-/* ---- a slot's turn ------------------------------------------------------- */
+/* ---- a slot's turn ------------------------------------------------------ */
 
 static void begin(struct slot *s)
 {
@@ -356,7 +356,7 @@ static void turn(struct slot *s)
     gather(s, begin);
 }
 
-/* ---- a run --------------------------------------------------------------- */
+/* ---- a run -------------------------------------------------------------- */
 
 static int prepare(struct run *run)
 {

@@ -54,7 +54,7 @@ static bool named(const struct kvf_conf *c, const struct port *p)
            strcmp(name, p->device) == 0 && (port == 0 || port == p->number);
 }
 
-/* ---- what is there ------------------------------------------------------- */
+/* ---- what is there ------------------------------------------------------ */
 
 static void read_port(struct verbs *s, struct ibv_context *ctx,
                       const char *device, unsigned number)
@@ -98,7 +98,7 @@ static const struct port *chosen(const struct verbs *s)
     return first;
 }
 
-/* ---- how it is said ------------------------------------------------------ */
+/* ---- how it is said ----------------------------------------------------- */
 
 static const char *why_port(const struct verbs *s, const struct port *p)
 {

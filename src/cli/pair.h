@@ -43,7 +43,7 @@ int pair_main(struct cli *c, int argc, char **argv);
 int pair_target(struct pair *p);
 int pair_initiator(struct pair *p);
 
-/* ---- the own daemon ---- */
+/* ---- the own daemon ----------------------------------------------------- */
 struct pair_daemon {
     pid_t pid; /* 0: none */
     char dir[128], endpoint[160];
@@ -62,7 +62,7 @@ int64_t pair_own_cpu(void);
 bool pair_interrupted(void);
 void pair_catch_signals(void);
 
-/* ---- orders ---- */
+/* ---- orders ------------------------------------------------------------- */
 #define PAIR_MAGIC 0x6b76622d70616972ull
 #define PAIR_SLOTS 64
 #define PAIR_STATUS_SIZE 4096 /* then the part that orders write to */
@@ -102,7 +102,7 @@ int pair_order_do(struct pair_link *l, struct pair_order o,
                   struct pair_status *out, uint64_t *wrong);
 void pair_target_of(const struct pair *p, struct kvferry_target *to);
 
-/* ---- figures ---- */
+/* ---- figures ------------------------------------------------------------ */
 struct pair_result {
     uint64_t *latency_ns; /* of each request that was done */
     uint64_t n, room;

@@ -52,7 +52,7 @@ static void note(struct run *run, const char *what, int status,
                  kvferry_status_name(status), message);
 }
 
-/* ---- one request --------------------------------------------------------- */
+/* ---- one request -------------------------------------------------------- */
 
 static void failed(struct slot *s, int status, const char *message)
 {
@@ -149,7 +149,7 @@ static void start(struct slot *s)
     }
 }
 
-/* ---- many ---------------------------------------------------------------- */
+/* ---- many --------------------------------------------------------------- */
 
 static bool over(const struct run *run)
 {
@@ -263,7 +263,7 @@ static void phase(struct run *run, uint64_t count)
         wait_some(run);
 }
 
-/* ---- a run --------------------------------------------------------------- */
+/* ---- a run -------------------------------------------------------------- */
 
 static double cpu_s(int64_t from, int64_t to)
 {

@@ -126,7 +126,7 @@ struct kvferry {
     struct kvferry_pull_result pull;
 };
 
-/* ---- conn.c ---- */
+/* ---- conn.c ------------------------------------------------------------- */
 int kvfc_conn_open(struct kvferry *h, const char *endpoint,
                    struct kvf_why *why);
 void kvfc_conn_close(struct kvferry *h);
@@ -141,7 +141,7 @@ void kvfc_arm(struct kvferry *h, uint64_t due_ns);
 uint64_t kvfc_now(void);
 void kvfc_drain(struct kvferry *h);
 
-/* ---- call.c ---- */
+/* ---- call.c ------------------------------------------------------------- */
 /* NULL: kvfc_refused says why. */
 struct kvfc_call *kvfc_call_new(struct kvferry *h, kvfc_reply_fn reply,
                                 kvferry_done_fn done, void *user);
@@ -173,7 +173,7 @@ int kvfc_end(struct kvferry *h, struct kvfc_call *c, size_t mark,
  * waits for. `op` is kept. */
 void kvfc_forget(struct kvferry *h, const char *op, uint64_t id);
 
-/* ---- hold.c ---- */
+/* ---- hold.c ------------------------------------------------------------- */
 /* Sends h->w for `c`, or keeps it until the hello is answered. */
 int kvfc_call_send(struct kvferry *h, struct kvfc_call *c, const void *payload,
                    size_t len);
@@ -184,7 +184,7 @@ void kvfc_held_settle(struct kvferry *h, int status, const char *message);
 
 int kvfc_error(struct kvferry *h, int status, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));
-/* ---- req.c ---- */
+/* ---- req.c -------------------------------------------------------------- */
 struct kvfc_req { /* one request of the caller while it is written */
     struct kvferry *h;
     struct kvfc_call *c; /* NULL: refused; send and wait tell */
@@ -250,7 +250,7 @@ bool kvfc_buffer_reply(struct kvferry *h, const struct kvfc_call *c,
                        const msgpack_object *map, struct kvferry_buffer *b,
                        struct kvferry_result *out);
 
-/* ---- session.c ---- */
+/* ---- session.c ---------------------------------------------------------- */
 int kvfc_hello(struct kvferry *h, kvferry_done_fn done, void *user);
 /* Before every request of the caller: says hello again when the session was
  * lost; the request is held back until that is answered. */
@@ -260,7 +260,7 @@ void kvfc_session_renew(struct kvferry *h);
 void kvfc_session_suspect(struct kvferry *h);
 void kvfc_view_gone(struct kvferry *h, uint64_t epoch);
 
-/* ---- map.c ---- */
+/* ---- map.c -------------------------------------------------------------- */
 /* Maps a pool by path, or finds the mapping; checks what must be checked.
  * `incarnation` and `size` may be NULL and 0 (not known). */
 int kvfc_map_open(struct kvferry *h, const char *path, bool write,
@@ -269,13 +269,13 @@ int kvfc_map_open(struct kvferry *h, const char *path, bool write,
 void kvfc_map_put(struct kvferry *h, struct kvfc_map *m);
 void kvfc_map_trim(struct kvferry *h, unsigned keep_idle);
 
-/* ---- payload.c ---- */
+/* ---- payload.c ---------------------------------------------------------- */
 int kvfc_payload_make(struct kvferry *h, const msgpack_object *map,
                       zmq_msg_t *frame, uint64_t frame_at,
                       struct kvferry_payload **out, struct kvf_why *why);
 void kvfc_payloads_orphan(struct kvferry *h);
 
-/* ---- put.c ---- */
+/* ---- put.c -------------------------------------------------------------- */
 /* What put and push share. */
 struct kvfc_publish {
     const char *op; /* a literal */
@@ -292,11 +292,11 @@ int kvfc_publish_segments(struct kvferry *h, const struct kvfc_publish *p,
                           const struct kvferry_segment *segments, unsigned n,
                           kvferry_done_fn fn, void *user, uint64_t *ticket);
 
-/* ---- push.c ---- */
+/* ---- push.c ------------------------------------------------------------- */
 void kvfc_req_target(struct kvfc_req *q, const struct kvferry_target *to);
 void kvfc_transfer(const struct kvfc_reply *r, struct kvferry_transfer *out);
 
-/* ---- json.c ---- */
+/* ---- json.c ------------------------------------------------------------- */
 /* JSON text of a MessagePack value, to be freed; NULL without memory. Bytes are
  * hex, invalid UTF-8 becomes U+FFFD. `skip_envelope`: leaves id and status out
  * of the top map. */

@@ -15,7 +15,7 @@ static void array(struct kvfc_req *q, const char *name, unsigned n)
     q->pairs++;
 }
 
-/* ---- layout -------------------------------------------------------------- */
+/* ---- layout ------------------------------------------------------------- */
 
 static void write_groups(struct kvfc_req *q, const struct kvferry_layout *l)
 {
@@ -109,7 +109,7 @@ KVFC_EXPORT int kvferry_layout(struct kvferry *h,
     return rc;
 }
 
-/* ---- publish ------------------------------------------------------------- */
+/* ---- publish ------------------------------------------------------------ */
 
 static void write_blocks(struct kvfc_req *q, const struct kvferry_blocks *b,
                          unsigned n)
@@ -226,7 +226,7 @@ KVFC_EXPORT int kvferry_publish(struct kvferry *h, uint64_t layout,
     return kvfc_wait(h, publish(h, &p, kvfc_waiter_done, &w, NULL), &w);
 }
 
-/* ---- pull ---------------------------------------------------------------- */
+/* ---- pull --------------------------------------------------------------- */
 
 static void read_sources(const msgpack_object *map, char *out, size_t cap)
 {

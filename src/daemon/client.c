@@ -173,7 +173,7 @@ void kvf_clients_drop_all(struct kvf_server *s)
     }
 }
 
-/* ---- requests that are answered later ------------------------------------ */
+/* ---- requests that are answered later ----------------------------------- */
 
 int kvf_pending_begin(struct kvf_pending *p, struct kvf_call *call,
                       void (*cancel)(struct kvf_pending *p,

@@ -69,8 +69,7 @@ void kvf_event_drain(struct kvf_server *s, uint64_t timeout_ms);
 /* Looks at the pool and tells, when it has run low since last time. */
 void kvf_event_pool(struct kvf_server *s);
 
-/* ---- requests that are answered later -------------------------------------
- */
+/* ---- requests that are answered later ----------------------------------- */
 
 struct kvf_pending {              /* embedded */
     struct kvf_list node;         /* in client->pending */

@@ -89,8 +89,7 @@ struct kvf_session *kvf_call_memory(struct kvf_call *call)
     return NULL;
 }
 
-/* ---- envelope -------------------------------------------------------------
- */
+/* ---- envelope ----------------------------------------------------------- */
 
 struct envelope {
     bool delimiter, extra;
@@ -132,8 +131,7 @@ static void malformed(struct kvf_call *call, const struct kvf_why *why)
     kvf_call_why(call, why);
 }
 
-/* ---- admission ------------------------------------------------------------
- */
+/* ---- admission ---------------------------------------------------------- */
 
 static uint64_t unread(const struct kvf_client *c)
 {

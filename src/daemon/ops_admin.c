@@ -52,8 +52,7 @@ void kvf_op_cleanup(struct kvf_call *call)
     (void)kvf_reply_send(s, &call->to, NULL, 0, 0);
 }
 
-/* ---- list: counted first, because an array's length goes ahead of it ------
- */
+/* ---- list: counted first, because an array's length goes ahead of it ---- */
 
 struct listing {
     struct kvf_mpw *w; /* NULL while counting */
@@ -133,8 +132,7 @@ void kvf_op_stats(struct kvf_call *call)
     (void)kvf_reply_send(call->s, &call->to, NULL, 0, 0);
 }
 
-/* ---- health ---------------------------------------------------------------
- */
+/* ---- health ------------------------------------------------------------- */
 
 struct health {
     char text[HEALTH_REASONS][200];

@@ -68,8 +68,7 @@ int kvf_get_launch(struct kvf_server *s, struct kvf_session *ss,
     return kvf_get_start(s->gets, &params, ops, arg, out, why);
 }
 
-/* ---- results --------------------------------------------------------------
- */
+/* ---- results ------------------------------------------------------------ */
 
 static void write_segments(struct kvf_mpw *w, const struct kvf_get_result *res)
 {
@@ -151,8 +150,7 @@ unsigned kvf_get_fields_write(struct kvf_mpw *w,
     return pairs;
 }
 
-/* ---- get ------------------------------------------------------------------
- */
+/* ---- get ---------------------------------------------------------------- */
 
 static int send_result(struct pending_get *p, const struct kvf_get_result *res)
 {
@@ -235,8 +233,7 @@ void kvf_op_get(struct kvf_call *call)
         kvf_call_why(call, &why);
 }
 
-/* ---- release, cancel ------------------------------------------------------
- */
+/* ---- release, cancel ---------------------------------------------------- */
 
 void kvf_op_release(struct kvf_call *call)
 {

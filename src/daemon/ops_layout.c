@@ -11,8 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* ---- layout ---------------------------------------------------------------
- */
+/* ---- layout ------------------------------------------------------------- */
 
 static int find_regions(struct kvf_server *s, const struct kvf_session *ss,
                         const struct kvf_layout_decl *d,
@@ -89,8 +88,7 @@ struct kvf_layout *kvf_session_layout(const struct kvf_session *ss,
     return NULL;
 }
 
-/* ---- publish --------------------------------------------------------------
- */
+/* ---- publish ------------------------------------------------------------ */
 
 static int publish(struct kvf_call *call, struct kvf_session *ss,
                    struct kvf_id *tag, struct kvf_why *why)

@@ -145,8 +145,7 @@ void kvf_op_unregister(struct kvf_call *call)
     }
 }
 
-/* ---- segments -------------------------------------------------------------
- */
+/* ---- segments ----------------------------------------------------------- */
 
 static int check_range(const struct kvf_segment_ref *ref, uint64_t size,
                        uint64_t *length, struct kvf_why *why)

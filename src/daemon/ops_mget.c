@@ -108,8 +108,7 @@ static void fail_all(struct mget *m, enum kvf_status status, const char *text)
     cancel_rest(m, KVF_CANCELLED, "another get of this mget failed");
 }
 
-/* ---- the reply ------------------------------------------------------------
- */
+/* ---- the reply ---------------------------------------------------------- */
 
 static void undo_all(struct mget *m)
 {
@@ -222,8 +221,7 @@ static void one_less(struct mget *m)
         kvf_task_post(m->server->sched, &m->finish);
 }
 
-/* ---- what the gets say ----------------------------------------------------
- */
+/* ---- what the gets say -------------------------------------------------- */
 
 static int take_result(struct item *it, const struct kvf_get_result *res)
 {
@@ -305,8 +303,7 @@ static void cancel_mget(struct kvf_pending *pending, enum kvf_status status,
     cancel_rest(m, status, text);
 }
 
-/* ---- the operation --------------------------------------------------------
- */
+/* ---- the operation ------------------------------------------------------ */
 
 /* Every get must be readable, and allowed in this session, before any starts.
  */

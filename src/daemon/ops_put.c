@@ -80,8 +80,7 @@ static int publish(struct kvf_server *s, struct kvf_client *c,
     return 0;
 }
 
-/* ---- with a checksum ------------------------------------------------------
- */
+/* ---- with a checksum ---------------------------------------------------- */
 
 static void pin(struct pending_put *p)
 {
@@ -223,8 +222,7 @@ static int start_checksum(struct kvf_call *call, const struct kvf_put *put,
     return 0;
 }
 
-/* ---- the operation --------------------------------------------------------
- */
+/* ---- the operation ------------------------------------------------------ */
 
 static int payload_buffer(struct kvf_call *call, struct kvf_buffer **out,
                           struct kvf_why *why)

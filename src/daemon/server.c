@@ -54,8 +54,7 @@ int kvf_server_supports(const struct kvf_conf *conf, struct kvf_why *why)
     return 0;
 }
 
-/* ---- the process ----------------------------------------------------------
- */
+/* ---- the process -------------------------------------------------------- */
 
 static void raise_fd_limit(void)
 {
@@ -122,8 +121,7 @@ static int build_process(struct kvf_server *s, struct kvf_why *why)
     return rc;
 }
 
-/* ---- loop, memory, store --------------------------------------------------
- */
+/* ---- loop, memory, store ------------------------------------------------ */
 
 static int build_loop(struct kvf_server *s, struct kvf_why *why)
 {
@@ -199,8 +197,7 @@ static int build_memory(struct kvf_server *s, struct kvf_why *why)
         &s->blocks, why);
 }
 
-/* ---- transports -----------------------------------------------------------
- */
+/* ---- transports --------------------------------------------------------- */
 
 /* tcp is built before the peers that answer for its claims. */
 static int serve_resolve(void *arg, void *session, uint64_t claim,
@@ -278,8 +275,7 @@ static int build_transports(struct kvf_server *s, struct kvf_why *why)
     return rc;
 }
 
-/* ---- peers, gets, engines -------------------------------------------------
- */
+/* ---- peers, gets, engines ----------------------------------------------- */
 
 static int admit(void *ctx, const uint8_t *secret, void *session,
                  struct kvf_why *why)
@@ -475,8 +471,7 @@ int kvf_server_run(struct kvf_server *s)
     return s->exit_code;
 }
 
-/* ---- teardown, in reverse -------------------------------------------------
- */
+/* ---- teardown, in reverse ----------------------------------------------- */
 
 /* Every request is answered before its parts go. */
 static void settle(struct kvf_server *s)

@@ -130,7 +130,7 @@ int kvf_server_build_rdma(struct kvf_server *s, struct kvf_why *why);
 /* Takes new figures (SIGHUP). */
 void kvf_server_configure_rdma(struct kvf_server *s);
 
-/* ---- drain.c: going away in order ---------------------------------------- */
+/* ---- drain.c: going away in order --------------------------------------- */
 
 void kvf_drain_init(struct kvf_server *s);
 /* Stops puts and gets of engines, lets readers finish for at most timeout_ms,
@@ -138,13 +138,11 @@ void kvf_drain_init(struct kvf_server *s);
 void kvf_drain_begin(struct kvf_server *s, uint64_t timeout_ms,
                      const char *cause);
 
-/* ---- signals.c ------------------------------------------------------------
- */
+/* ---- signals.c ---------------------------------------------------------- */
 
 int kvf_signals_init(struct kvf_server *s, struct kvf_why *why);
 
-/* ---- place.c: where the daemon listens ------------------------------------
- */
+/* ---- place.c: where the daemon listens ---------------------------------- */
 
 /* Fills engine_endpoint, engine_ipc, host, bind_host. May ask the DNS once. */
 int kvf_place_find(struct kvf_server *s, struct kvf_why *why);
@@ -158,8 +156,7 @@ int kvf_place_announce(const struct kvf_server *s, struct kvf_why *why);
 const char *kvf_place_host_port(char *out, size_t cap, const char *host,
                                 uint16_t port);
 
-/* ---- stats.c --------------------------------------------------------------
- */
+/* ---- stats.c ------------------------------------------------------------ */
 
 /* Writes the maps of the `stats` reply into s->reply. */
 void kvf_stats_write(struct kvf_server *s);

@@ -324,8 +324,7 @@ void kvf_stats_write(struct kvf_server *s)
     write_process(s);
 }
 
-/* ---- documentation --------------------------------------------------------
- */
+/* ---- documentation ------------------------------------------------------ */
 
 static void table(FILE *out, const char *map, const char *what)
 {
@@ -386,8 +385,7 @@ void kvf_stats_write_markdown(FILE *out)
             "hex digits) stand beside the maps.\n");
 }
 
-/* ---- SIGUSR1 --------------------------------------------------------------
- */
+/* ---- SIGUSR1 ------------------------------------------------------------ */
 
 static void dump_peer(void *arg, const struct kvf_peer_info *p)
 {

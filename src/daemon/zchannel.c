@@ -61,8 +61,7 @@ static void endpoint(char *out, size_t cap, const char *host, uint16_t port)
         snprintf(out, cap, "tcp://%s:%s", host, number);
 }
 
-/* ---- guests ---------------------------------------------------------------
- */
+/* ---- guests ------------------------------------------------------------- */
 
 static void on_guest(void *arg, const struct kvf_zmsg *msg)
 {
@@ -95,8 +94,7 @@ static void answer(void *ctx, const void *rid, size_t rid_len, const void *data,
     (void)kvf_zsock_send(zc->router, f, payload != NULL ? 3 : 2, 0);
 }
 
-/* ---- dials ----------------------------------------------------------------
- */
+/* ---- dials -------------------------------------------------------------- */
 
 static void on_owner(void *arg, const struct kvf_zmsg *msg)
 {
@@ -224,8 +222,7 @@ static void hangup(void *ctx, struct kvf_dial *d, unsigned flush_ms)
 const struct kvf_channel_ops kvf_zchannel_ops = {
     .dial = dial, .send = send_to, .hangup = hangup, .answer = answer};
 
-/* ---- life -----------------------------------------------------------------
- */
+/* ---- life --------------------------------------------------------------- */
 
 int kvf_zchannel_create(struct kvf_zctx *z, struct kvf_reactor *r,
                         struct kvf_resolver *rs, const struct kvf_conf *conf,

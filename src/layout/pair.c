@@ -95,8 +95,7 @@ int kvf_side_check(const struct kvf_side *s, int64_t stage,
     return rc;
 }
 
-/* ---- differences ----------------------------------------------------------
- */
+/* ---- differences -------------------------------------------------------- */
 
 struct diff {
     void (*line)(void *arg, const char *text);
@@ -208,8 +207,7 @@ unsigned kvf_side_diff(const struct kvf_side *p, const struct kvf_side *d,
     return x.n;
 }
 
-/* ---- a pair ---------------------------------------------------------------
- */
+/* ---- a pair ------------------------------------------------------------- */
 
 /* All layers and groups by name and order, also those that the two ranks do not
  * have in common. */

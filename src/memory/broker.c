@@ -64,7 +64,7 @@ int kvf_drop_capabilities(struct kvf_why *why)
     return 0;
 }
 
-/* ---- the helper's side ------------------------------------------------ */
+/* ---- the helper's side -------------------------------------------------- */
 
 /* The kernel shows the command line from where it lies in memory; a fork has a
  * copy of its own to write to. */
@@ -223,7 +223,7 @@ int kvf_broker_start(int *broker, pid_t *pid, struct kvf_why *why)
     return 0;
 }
 
-/* ---- the daemon's side ------------------------------------------------ */
+/* ---- the daemon's side -------------------------------------------------- */
 
 static uint64_t now_ns(void)
 {

@@ -86,7 +86,7 @@ uint64_t kvf_buffers_next_id(struct kvf_buffers *t);
 void kvf_buffers_on_free(struct kvf_buffers *t, void (*fn)(void *arg),
                          void *arg);
 
-/* ---- regions ---------------------------------------------------------- */
+/* ---- regions ------------------------------------------------------------ */
 
 struct kvf_region {
     uint64_t id; /* same counter as buffers: an id is one or the other */

@@ -183,7 +183,7 @@ static int map_new(struct kvf_map_cache *mc, int fd, const struct stat *st,
     return 0;
 }
 
-/* ---- opening what a peer named ---------------------------------------- */
+/* ---- opening what a peer named ------------------------------------------ */
 
 /* Exactly /proc/<digits>/fd/<digits>: nothing that a peer sends may open any
  * other file. */

@@ -32,7 +32,7 @@ struct kvf_pool {
     uint64_t steps;
 };
 
-/* ---- tree ------------------------------------------------------------- */
+/* ---- tree --------------------------------------------------------------- */
 
 static int height(const struct node *t)
 {
@@ -172,7 +172,7 @@ static struct node *first_fit(struct kvf_pool *p, uint64_t size)
     }
 }
 
-/* ---- nodes ------------------------------------------------------------ */
+/* ---- nodes -------------------------------------------------------------- */
 
 static bool add_spare(struct kvf_pool *p)
 {
@@ -214,7 +214,7 @@ static void remove_extent(struct kvf_pool *p, uint64_t offset)
     p->extents--;
 }
 
-/* ---- public ----------------------------------------------------------- */
+/* ---- public ------------------------------------------------------------- */
 
 struct kvf_pool *kvf_pool_create(uint64_t start, uint64_t end,
                                  struct kvf_why *why)
@@ -401,7 +401,7 @@ uint64_t kvf_pool_steps(const struct kvf_pool *p)
     return p->steps;
 }
 
-/* ---- check ------------------------------------------------------------ */
+/* ---- check -------------------------------------------------------------- */
 
 struct walk {
     uint64_t sum, count;

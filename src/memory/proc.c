@@ -151,7 +151,7 @@ bool kvf_proc_gone(int pidfd)
     return n > 0;
 }
 
-/* ---- memory of a process ---------------------------------------------- */
+/* ---- memory of a process ------------------------------------------------ */
 
 /* O_PATH fd of the link, directly or by the broker; or a negative errno. */
 static int open_link(int broker, pid_t pid, int fd)

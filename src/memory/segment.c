@@ -30,7 +30,7 @@
 _Static_assert(sizeof(struct kvf_segment_header) <= KVF_SEGMENT_HEADER,
                "the header is one page");
 
-/* ---- progress --------------------------------------------------------- */
+/* ---- progress ----------------------------------------------------------- */
 
 struct progress {
     uint64_t total, done;
@@ -98,7 +98,7 @@ static int step_lock(struct kvf_segment *s, uint64_t off, uint64_t len)
     return mlock(s->base + off, len) == 0 ? 0 : errno;
 }
 
-/* ---- what the machine has --------------------------------------------- */
+/* ---- what the machine has ----------------------------------------------- */
 
 /* A line "name  123 kB" of /proc/meminfo; the number, or 0. */
 static uint64_t meminfo(const char *name)
@@ -198,7 +198,7 @@ static int out_of_memory(const struct kvf_segment *s, const char *call, int err,
                     MIB(s->size), strerror(err));
 }
 
-/* ---- steps of creation ------------------------------------------------ */
+/* ---- steps of creation -------------------------------------------------- */
 
 static uint64_t round_up(uint64_t n, uint64_t unit)
 {

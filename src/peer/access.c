@@ -168,8 +168,7 @@ void kvf_guest_end_accesses(struct kvf_guest *g, bool shm_too)
     }
 }
 
-/* ---- the bulk transport ---------------------------------------------------
- */
+/* ---- the bulk transport ------------------------------------------------- */
 
 int kvf_access_resolve(struct kvf_peers *ps, void *session, uint64_t id,
                        const struct kvf_id *token, bool write, uint64_t offset,
@@ -202,8 +201,7 @@ void kvf_access_unpin(struct kvf_access *a)
     settle(a);
 }
 
-/* ---- answers --------------------------------------------------------------
- */
+/* ---- answers ------------------------------------------------------------ */
 
 /* Where the memory is, for who maps it or has it registered. */
 static void describe(struct kvf_access *a, struct kvf_peer_grant *g,

@@ -26,8 +26,7 @@ struct kvf_blocks {
 
 static void publication_free(struct kvf_publication *p);
 
-/* ---- the whole ------------------------------------------------------------
- */
+/* ---- the whole ---------------------------------------------------------- */
 
 static void on_retired(void *arg, const struct kvf_gen *gen,
                        enum kvf_retire reason)
@@ -92,8 +91,7 @@ void kvf_blocks_on_end(struct kvf_blocks *b,
     b->on_end_arg = arg;
 }
 
-/* ---- layouts --------------------------------------------------------------
- */
+/* ---- layouts ------------------------------------------------------------ */
 
 static void layout_free(struct kvf_layout *l)
 {
@@ -274,8 +272,7 @@ void kvf_layout_wait(struct kvf_blocks *b, struct kvf_layout_wait *w)
     kvf_list_push_back(&b->waiting, &w->node);
 }
 
-/* ---- blocks ---------------------------------------------------------------
- */
+/* ---- blocks ------------------------------------------------------------- */
 
 struct kvf_ids *kvf_ids_of(const struct kvf_req_blocks *r, unsigned groups)
 {
@@ -308,8 +305,7 @@ int kvf_ids_check(const struct kvf_layout *l, const struct kvf_req_blocks *r,
     return 0;
 }
 
-/* ---- publications ---------------------------------------------------------
- */
+/* ---- publications ------------------------------------------------------- */
 
 static void publication_free(struct kvf_publication *p)
 {

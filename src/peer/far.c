@@ -18,8 +18,7 @@
 
 #define DIFF_LINES 32u
 
-/* ---- far layouts ----------------------------------------------------------
- */
+/* ---- far layouts -------------------------------------------------------- */
 
 static void pair_free(struct kvf_pair *p)
 {
@@ -203,8 +202,7 @@ bool kvf_far_map(struct kvf_far *f, struct kvf_map_cache *maps)
     return true;
 }
 
-/* ---- pairs ----------------------------------------------------------------
- */
+/* ---- pairs -------------------------------------------------------------- */
 
 struct diff_log {
     const char *who;
@@ -274,8 +272,7 @@ void kvf_pairs_forget(struct kvf_layout *own)
         pair_free(kvf_container_of(n, struct kvf_pair, own_node));
 }
 
-/* ---- telling --------------------------------------------------------------
- */
+/* ---- telling ------------------------------------------------------------ */
 
 bool kvf_told_new(struct kvf_told *t, uint64_t number)
 {

@@ -26,8 +26,7 @@ static void grant_free(struct kvf_grant *g)
     free(g);
 }
 
-/* ---- ending ---------------------------------------------------------------
- */
+/* ---- ending ------------------------------------------------------------- */
 
 static void send_end(struct kvf_peer *p, struct kvf_end *e)
 {
@@ -173,8 +172,7 @@ void kvf_grant_give_back(struct kvf_grant *g)
     g->priv = NULL;
 }
 
-/* ---- losing ---------------------------------------------------------------
- */
+/* ---- losing ------------------------------------------------------------- */
 
 static void lose(struct kvf_grant *g, const struct kvf_why *why)
 {
@@ -227,8 +225,7 @@ void kvf_peer_on_revoked(struct kvf_peer *p, uint64_t claim, const char *text)
     lose(gp->g, &why);
 }
 
-/* ---- receiving --------------------------------------------------------------
- */
+/* ---- receiving ---------------------------------------------------------- */
 
 static void on_owner_gone(void *arg)
 {
@@ -447,8 +444,7 @@ void kvf_peer_on_grant(struct kvf_peer *p, struct kvf_peer_msg *m)
     a->on_grant(a, g);
 }
 
-/* ---- claims of the own store
- * ------------------------------------------------- */
+/* ---- claims of the own store -------------------------------------------- */
 
 struct kvf_grant *kvf_grant_local(struct kvf_peers *ps, struct kvf_claim *claim,
                                   struct kvf_why *why)

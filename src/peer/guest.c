@@ -77,8 +77,7 @@ struct kvf_guest *kvf_guest_up(const struct kvf_peers *ps,
     return NULL;
 }
 
-/* ---- life -------------------------------------------------------------------
- */
+/* ---- life --------------------------------------------------------------- */
 
 static void guest_tick(struct kvf_timer *t)
 {
@@ -213,8 +212,7 @@ void kvf_guest_free(struct kvf_guest *g, const char *reason)
     guest_delete(g);
 }
 
-/* ---- HELLO
- * -------------------------------------------------------------------- */
+/* ---- HELLO -------------------------------------------------------------- */
 
 static void refuse_shm(struct kvf_guest *g, const char *text)
 {

@@ -87,8 +87,7 @@ static void deny_pair(struct kvf_guest *g, uint64_t id,
     kvf_guest_say_no(g, id, KVF_MISMATCH, text);
 }
 
-/* ---- LAYOUT_ASK -----------------------------------------------------------
- */
+/* ---- LAYOUT_ASK --------------------------------------------------------- */
 
 static void on_declared(struct kvf_layout_wait *w);
 
@@ -159,8 +158,7 @@ void kvf_guest_on_layout_ask(struct kvf_guest *g,
     look_for_layout(a);
 }
 
-/* ---- BLOCKS_ASK -----------------------------------------------------------
- */
+/* ---- BLOCKS_ASK --------------------------------------------------------- */
 
 /* Whose readers the ranks of that getter are: its worker's stage and replica,
  * and how it is cut. */

@@ -10,8 +10,7 @@
  * The getter reminds us after a second (peer.c, END_AGAIN_NS). */
 #define ENDED_WAIT_NS (100 * KVF_NS_PER_MS)
 
-/* ---- engines of views ------------------------------------------------------
- */
+/* ---- engines of views --------------------------------------------------- */
 
 static void on_engine_gone(void *arg)
 {
@@ -69,8 +68,7 @@ static void engine_release(struct kvf_engine_watch *e)
     free(e);
 }
 
-/* ---- ending claims
- * ------------------------------------------------------------ */
+/* ---- ending claims ------------------------------------------------------ */
 
 void kvf_guest_claim_end(struct kvf_claim *c, bool done)
 {
@@ -244,8 +242,7 @@ void kvf_guest_on_end(struct kvf_guest *g, uint64_t claim,
                       ps->env.sched->now_ns + ENDED_WAIT_NS);
 }
 
-/* ---- granting
- * ------------------------------------------------------------------- */
+/* ---- granting ----------------------------------------------------------- */
 
 void kvf_guest_say_no(struct kvf_guest *g, uint64_t ask, enum kvf_status status,
                       const char *text)
@@ -402,8 +399,7 @@ static void grant(struct kvf_guest *g, const struct kvf_guest_ask *a,
     free(scratch);
 }
 
-/* ---- asking
- * --------------------------------------------------------------------- */
+/* ---- asking ------------------------------------------------------------- */
 
 void kvf_guest_ask_free(struct kvf_guest_ask *a)
 {

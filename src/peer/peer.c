@@ -25,7 +25,7 @@
 static void peer_tick(struct kvf_timer *t);
 static void dial(struct kvf_peer *p);
 
-/* ---- sending ------------------------------------------------------------- */
+/* ---- sending ------------------------------------------------------------ */
 
 static void flush_queue(struct kvf_peer *p)
 {
@@ -130,7 +130,7 @@ static void on_writable(void *arg)
     }
 }
 
-/* ---- state --------------------------------------------------------------- */
+/* ---- state -------------------------------------------------------------- */
 
 static void set_name(struct kvf_peer *p)
 {
@@ -255,7 +255,7 @@ static void dial(struct kvf_peer *p)
                       kvf_rng_below(p->ps->env.rng, HELLO_AGAIN_NS / 2));
 }
 
-/* ---- receiving ----------------------------------------------------------- */
+/* ---- receiving ---------------------------------------------------------- */
 
 /* Can its pool be opened here? Both sides must have managed. */
 static void try_shm(struct kvf_peer *p, const struct kvf_peer_msg *m)
@@ -512,7 +512,7 @@ static void on_message(void *arg, const void *data, size_t len,
 static const struct kvf_dial_ops dial_ops = {.on_message = on_message,
                                              .on_writable = on_writable};
 
-/* ---- keepalive ----------------------------------------------------------- */
+/* ---- keepalive ---------------------------------------------------------- */
 
 static void tick_up(struct kvf_peer *p)
 {
@@ -570,7 +570,7 @@ static void peer_tick(struct kvf_timer *t)
     }
 }
 
-/* ---- first and last ------------------------------------------------------ */
+/* ---- first and last ----------------------------------------------------- */
 
 void kvf_peer_begin(struct kvf_peer *p)
 {

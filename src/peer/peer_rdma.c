@@ -32,8 +32,7 @@ static bool only_rdma(const struct kvf_peer *p)
     return c->n_protocol == 1 && c->protocol[0] == KVF_PROTO_RDMA;
 }
 
-/* ---- the getter's link ------------------------------------------------------
- */
+/* ---- the getter's link -------------------------------------------------- */
 
 static void on_up(struct kvf_link *link)
 {
@@ -175,8 +174,7 @@ struct kvf_link *kvf_peer_rdma_link(struct kvf_peer *p, struct kvf_why *why)
     return &p->rdma;
 }
 
-/* ---- messages out -----------------------------------------------------------
- */
+/* ---- messages out ------------------------------------------------------- */
 
 static int hook_connect(void *arg, struct kvf_link *link,
                         const struct kvf_rdma_connect *c, struct kvf_why *why)
@@ -273,8 +271,7 @@ const struct kvf_rdma_hooks kvf_peers_rdma_hooks = {
     .expelled = hook_expelled,
 };
 
-/* ---- messages in ------------------------------------------------------------
- */
+/* ---- messages in -------------------------------------------------------- */
 
 /* Kept with the layout, for as long as a claim may need it; the first word
  * counts, since claims point to it. */
@@ -365,8 +362,7 @@ bool kvf_guest_rdma_expel(struct kvf_guest *g)
            (kvf_rdma_allow_write(rdma, g, false), kvf_rdma_expel(rdma, g));
 }
 
-/* ---- what may yet be ------------------------------------------------------
- */
+/* ---- what may yet be ---------------------------------------------------- */
 
 /* Of regions whose keys could not be told: will they be, soon? */
 struct outlook {
@@ -400,8 +396,7 @@ static bool soon(const struct outlook *o)
     return !o->failed && (!o->accepted || o->pending);
 }
 
-/* ---- what a layout says --------------------------------------------------
- */
+/* ---- what a layout says ------------------------------------------------- */
 
 static bool tell_region(struct kvf_guest *g, const struct kvf_layout *l,
                         unsigned i, struct kvf_rdma_keys *k)
@@ -449,8 +444,7 @@ bool kvf_guest_rdma_tell(struct kvf_guest *g, const struct kvf_layout *l)
     return told;
 }
 
-/* ---- what a grant says ------------------------------------------------------
- */
+/* ---- what a grant says -------------------------------------------------- */
 
 /* The bytes of a space that the segments lie in. */
 static void extent(const struct kvf_peer_grant *m, unsigned space,

@@ -103,8 +103,7 @@ void kvf_peers_destroy(struct kvf_peers *ps);
 /* Admission of what comes from a stage, pulls and pushes alike. */
 struct kvf_edge *kvf_peers_edge(struct kvf_peers *ps, uint32_t from);
 
-/* ---- messages from the bound ROUTER ----------------------------------------
- */
+/* ---- messages from the bound ROUTER ------------------------------------- */
 
 /* A message from a getter. Nothing in it is believed. */
 void kvf_peers_on_message(struct kvf_peers *ps, const void *rid, size_t rid_len,
@@ -121,8 +120,7 @@ extern const struct kvf_rdma_hooks kvf_peers_rdma_hooks;
 /* What the bulk transport asks about requests of guests (kvf_serve_ops). */
 extern const struct kvf_serve_ops kvf_guest_serve_ops;
 
-/* ---- directory
- * --------------------------------------------------------------- */
+/* ---- directory ---------------------------------------------------------- */
 
 /* Sets or replaces where a worker is (op `peer`, [peer] sections). */
 int kvf_directory_set(struct kvf_peers *ps, const struct kvf_worker *w,
@@ -145,8 +143,7 @@ int kvf_directory_map(const struct kvf_peers *ps, bool has_stage,
                       bool has_replica, uint32_t replica,
                       struct kvf_worker *out, struct kvf_why *why);
 
-/* ---- owners that we pull from
- * ------------------------------------------------- */
+/* ---- owners that we pull from ------------------------------------------- */
 
 enum kvf_peer_state {
     KVF_PEER_DIALING, /* no session yet: HELLO is sent as soon as possible */
@@ -389,8 +386,7 @@ void kvf_peers_drain(struct kvf_peers *ps);
 /* The configuration has changed (SIGHUP): timers that run follow it. */
 void kvf_peers_configure(struct kvf_peers *ps);
 
-/* ---- introspection
- * -------------------------------------------------------------- */
+/* ---- introspection ------------------------------------------------------ */
 
 struct kvf_peers_gauges {
     unsigned peers, peers_up, guests, guests_up;

@@ -20,8 +20,7 @@
 _Static_assert(KVF_PEER_REASONS == KVF_RETIRE_REASONS,
                "they travel as numbers");
 
-/* ---- the sender's side ----------------------------------------------------
- */
+/* ---- the sender's side -------------------------------------------------- */
 
 struct kvf_watch {
     struct kvf_id push;
@@ -129,8 +128,7 @@ void kvf_peer_drop_watches(struct kvf_peer *p)
         kvf_watch_drop(kvf_container_of(n, struct kvf_watch, node));
 }
 
-/* ---- the receiver's side --------------------------------------------------
- */
+/* ---- the receiver's side ------------------------------------------------ */
 
 struct kvf_pushed {
     uint64_t generation;

@@ -83,8 +83,7 @@ static void room_deny(struct kvf_room *r, const struct kvf_why *why)
     room_free(r);
 }
 
-/* ---- publishing -----------------------------------------------------------
- */
+/* ---- publishing --------------------------------------------------------- */
 
 static void log_put(const struct kvf_gen *g)
 {
@@ -194,8 +193,7 @@ void kvf_room_quiet(struct kvf_room *r)
         room_free(r);
 }
 
-/* ---- asking ---------------------------------------------------------------
- */
+/* ---- asking ------------------------------------------------------------- */
 
 static struct kvf_room *room_new(struct kvf_guest *g,
                                  const struct kvf_peer_room_ask *ask)
@@ -405,8 +403,7 @@ void kvf_guest_on_commit(struct kvf_guest *g, const struct kvf_peer_commit *c)
     kvf_access_end(r->access); /* kvf_room_quiet follows, perhaps from here */
 }
 
-/* ---- going ----------------------------------------------------------------
- */
+/* ---- going -------------------------------------------------------------- */
 
 bool kvf_guest_unask_room(struct kvf_guest *g, uint64_t ask)
 {

@@ -131,8 +131,7 @@ int kvf_window_check(const struct kvf_window *w, bool write, uint64_t offset,
     return 0;
 }
 
-/* ---- guests ---------------------------------------------------------------
- */
+/* ---- guests ------------------------------------------------------------- */
 
 void kvf_guest_on_window_ask(struct kvf_guest *g,
                              const struct kvf_peer_window_ask *ask)

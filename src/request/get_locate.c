@@ -3,8 +3,7 @@
 
 #include <string.h>
 
-/* ---- the owner is another daemon -------------------------------------------
- */
+/* ---- the owner is another daemon ---------------------------------------- */
 
 static void check_worker_and_ask(struct kvf_get *g)
 {
@@ -156,8 +155,7 @@ static void ask_peer(struct kvf_get *g)
         kvf_get_stop(g, &why);
 }
 
-/* ---- the owner is this daemon
- * ------------------------------------------------ */
+/* ---- the owner is this daemon ------------------------------------------- */
 
 static void take_local(struct kvf_get *g, struct kvf_claim *claim)
 {

@@ -9,8 +9,7 @@
 #include <string.h>
 #include <xxhash.h>
 
-/* ---- where the bytes go -----------------------------------------------------
- */
+/* ---- where the bytes go ------------------------------------------------- */
 
 static uint64_t into_size(const struct kvf_get *g)
 {
@@ -99,8 +98,7 @@ static enum kvf_mode resolve_mode(const struct kvf_get *g,
                                                       : KVF_MODE_COPY;
 }
 
-/* ---- bytes that are here already
- * ---------------------------------------------- */
+/* ---- bytes that are here already ---------------------------------------- */
 
 /* A small payload of this daemon is one short copy: no transfer for it. */
 static const void *small_local(struct kvf_get *g, const struct kvf_grant *gr)
@@ -153,8 +151,7 @@ static bool take_small(struct kvf_get *g, const void *bytes,
     return true;
 }
 
-/* ---- the grant
- * ------------------------------------------------------------------- */
+/* ---- the grant ---------------------------------------------------------- */
 
 static void on_lost(struct kvf_grant *gr, const struct kvf_why *why)
 {
@@ -243,8 +240,7 @@ void kvf_get_on_grant(struct kvf_get *g, struct kvf_grant *gr)
         kvf_get_stop(g, &why);
 }
 
-/* ---- admission
- * --------------------------------------------------------------------- */
+/* ---- admission ---------------------------------------------------------- */
 
 void kvf_get_on_enter(struct kvf_edge_wait *w)
 {
@@ -264,8 +260,7 @@ void kvf_get_admit(struct kvf_get *g)
         kvf_get_feed(g, KVF_GET_EV_ADMIT);
 }
 
-/* ---- pulling
- * ------------------------------------------------------------------------- */
+/* ---- pulling ------------------------------------------------------------ */
 
 static void on_xfer_done(struct kvf_xfer *x, int status,
                          const struct kvf_why *why);
@@ -423,9 +418,7 @@ void kvf_get_cancel_pull(struct kvf_get *g)
     kvf_xfer_cancel(&g->pull->xfer);
 }
 
-/* ---- retrying
- * ---------------------------------------------------------------------------
- */
+/* ---- retrying ----------------------------------------------------------- */
 
 void kvf_get_on_link(struct kvf_retry *r)
 {
@@ -467,9 +460,7 @@ void kvf_get_backoff(struct kvf_get *g)
     kvf_timer_set(s, &g->pause, s->now_ns + ns);
 }
 
-/* ---- verifying
- * ----------------------------------------------------------------------------
- */
+/* ---- verifying ---------------------------------------------------------- */
 
 static void on_checksum(struct kvf_checksum *c, uint64_t value)
 {

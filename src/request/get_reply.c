@@ -27,8 +27,7 @@ static void fill_timing(struct kvf_get *g, struct kvf_get_result *r)
     r->total_us = us_between(g->t_start, g->t_done);
 }
 
-/* ---- OK
- * ---------------------------------------------------------------------- */
+/* ---- OK ----------------------------------------------------------------- */
 
 static unsigned fill_segs(const struct kvf_get *g, struct kvf_result_seg *out)
 {
@@ -199,8 +198,7 @@ void kvf_get_finish(struct kvf_get *g)
     kvf_get_release(g);
 }
 
-/* ---- not OK
- * -------------------------------------------------------------------- */
+/* ---- not OK ------------------------------------------------------------- */
 
 static void log_failure(const struct kvf_get *g, const struct kvf_get_result *r)
 {

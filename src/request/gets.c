@@ -40,8 +40,7 @@ void kvf_gets_destroy(struct kvf_gets *gs)
     free(gs);
 }
 
-/* ---- performing ------------------------------------------------------------
- */
+/* ---- performing --------------------------------------------------------- */
 
 static void trace(const struct kvf_get *g, enum kvf_get_state before,
                   enum kvf_get_event e)
@@ -117,8 +116,7 @@ void kvf_get_stop(struct kvf_get *g, const struct kvf_why *why)
     kvf_get_feed(g, KVF_GET_EV_STOP);
 }
 
-/* ---- time
- * -------------------------------------------------------------------- */
+/* ---- time --------------------------------------------------------------- */
 
 #define HELD_GRACE_NS (20 * KVF_NS_PER_MS)
 
@@ -189,8 +187,7 @@ static void on_task(struct kvf_task *t)
         kvf_get_begin(g);
 }
 
-/* ---- start
- * ------------------------------------------------------------------------ */
+/* ---- start -------------------------------------------------------------- */
 
 static int check(const struct kvf_gets *gs, const struct kvf_get_params *p,
                  struct kvf_why *why)
@@ -407,8 +404,7 @@ void kvf_get_release(struct kvf_get *g)
     get_free(g);
 }
 
-/* ---- from above
- * --------------------------------------------------------------- */
+/* ---- from above --------------------------------------------------------- */
 
 void kvf_get_cancel(struct kvf_get *g, enum kvf_status status, const char *text)
 {

@@ -9,8 +9,7 @@
 /* An access that nobody uses is given back after so long. */
 #define IDLE_NS (10 * KVF_NS_PER_S)
 
-/* ---- finding the other side -----------------------------------------------
- */
+/* ---- finding the other side --------------------------------------------- */
 
 static void check_worker_and_ask(struct kvf_move *m)
 {
@@ -84,8 +83,7 @@ void kvf_move_begin(struct kvf_move *m)
     kvf_move_feed(m, KVF_MOVE_EV_WAIT_PEER);
 }
 
-/* ---- accesses that are kept -----------------------------------------------
- */
+/* ---- accesses that are kept --------------------------------------------- */
 
 static struct kvf_grant *idle_take(struct kvf_idle *i)
 {
@@ -192,8 +190,7 @@ void kvf_idle_drop_all(struct kvf_moves *ms)
         kvf_grant_abort(idle_take(kvf_container_of(n, struct kvf_idle, node)));
 }
 
-/* ---- asking ---------------------------------------------------------------
- */
+/* ---- asking ------------------------------------------------------------- */
 
 static void take_grant(struct kvf_move *m, struct kvf_grant *g)
 {
@@ -359,8 +356,7 @@ void kvf_move_ask(struct kvf_move *m)
         kvf_move_stop(m, &why);
 }
 
-/* ---- confirming -----------------------------------------------------------
- */
+/* ---- confirming --------------------------------------------------------- */
 
 static void on_confirmed(struct kvf_ask *a, uint64_t generation)
 {

@@ -7,8 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* ---- the grant ------------------------------------------------------------
- */
+/* ---- the grant ---------------------------------------------------------- */
 
 void kvf_move_on_lost(struct kvf_grant *g, const struct kvf_why *why)
 {
@@ -35,8 +34,7 @@ void kvf_move_on_lost(struct kvf_grant *g, const struct kvf_why *why)
     }
 }
 
-/* ---- the transfer ---------------------------------------------------------
- */
+/* ---- the transfer ------------------------------------------------------- */
 
 /* An access that was kept from before is not there any more: that was no
  * attempt at what is there now. */
@@ -184,8 +182,7 @@ void kvf_move_xfer_free(struct kvf_move *m)
     m->has_xfer = false;
 }
 
-/* ---- retrying -------------------------------------------------------------
- */
+/* ---- retrying ----------------------------------------------------------- */
 
 void kvf_move_on_link(struct kvf_retry *r)
 {

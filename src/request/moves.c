@@ -45,8 +45,7 @@ void kvf_moves_destroy(struct kvf_moves *ms)
     free(ms);
 }
 
-/* ---- performing -----------------------------------------------------------
- */
+/* ---- performing --------------------------------------------------------- */
 
 /* Actions come in the order of their bits; the last one may be the end of m. */
 static void perform(struct kvf_move *m, unsigned actions)
@@ -113,8 +112,7 @@ const char *kvf_move_peer_name(const struct kvf_move *m)
     return m->self ? "self" : m->peer != NULL ? kvf_peer_name(m->peer) : "?";
 }
 
-/* ---- time ------------------------------------------------------------------
- */
+/* ---- time --------------------------------------------------------------- */
 
 static void on_deadline(struct kvf_timer *t)
 {
@@ -174,8 +172,7 @@ static void on_task(struct kvf_task *t)
         kvf_move_begin(m);
 }
 
-/* ---- start ----------------------------------------------------------------
- */
+/* ---- start -------------------------------------------------------------- */
 
 static void pin_segs(struct kvf_move *m, bool pin)
 {
@@ -384,8 +381,7 @@ void kvf_move_release(struct kvf_move *m)
     move_free(m);
 }
 
-/* ---- from above ------------------------------------------------------------
- */
+/* ---- from above --------------------------------------------------------- */
 
 void kvf_move_cancel(struct kvf_move *m, enum kvf_status status,
                      const char *text)

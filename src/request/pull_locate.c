@@ -16,8 +16,7 @@ static struct kvf_pull_source *source_of(struct kvf_ask *a)
     return kvf_container_of(a, struct kvf_pull_source, ask);
 }
 
-/* ---- one source -----------------------------------------------------------
- */
+/* ---- one source --------------------------------------------------------- */
 
 /* Layouts that do not fit are compared here too: what differs is logged on both
  * sides. The sender's came before its refusal. */
@@ -203,8 +202,7 @@ static void on_source_pause(struct kvf_timer *t)
         kvf_source_resume(s);
 }
 
-/* ---- the window -----------------------------------------------------------
- */
+/* ---- the window --------------------------------------------------------- */
 
 static int place_source(struct kvf_pull *p, struct kvf_pull_source *s,
                         int64_t rank, struct kvf_why *why)
@@ -284,8 +282,7 @@ static void open_window(struct kvf_pull *p, const struct kvf_far *far)
     }
 }
 
-/* ---- the first daemon -----------------------------------------------------
- */
+/* ---- the first daemon --------------------------------------------------- */
 
 static void on_layout(struct kvf_ask *a, struct kvf_far *far)
 {

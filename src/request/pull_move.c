@@ -14,8 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* ---- the plan -------------------------------------------------------------
- */
+/* ---- the plan ----------------------------------------------------------- */
 
 /* All ranks must have published one and the same request. Tags that a rank made
  * up itself say nothing about the others. */
@@ -173,8 +172,7 @@ void kvf_pull_plan(struct kvf_pull *p)
         start(p);
 }
 
-/* ---- the runs of a plan ---------------------------------------------------
- */
+/* ---- the runs of a plan ------------------------------------------------- */
 
 static size_t next_runs(void *arg, struct kvf_run *out, size_t cap)
 {
@@ -202,8 +200,7 @@ static void rewind_runs(void *arg)
     kvf_plan_begin(&s->iter, &s->plan);
 }
 
-/* ---- moving ---------------------------------------------------------------
- */
+/* ---- moving ------------------------------------------------------------- */
 
 static void log_retry(const struct kvf_pull_source *s, uint64_t ns,
                       const char *cause)

@@ -36,8 +36,7 @@ unsigned kvf_pulls_running(const struct kvf_pulls *ps)
     return ps->running;
 }
 
-/* ---- the end --------------------------------------------------------------
- */
+/* ---- the end ------------------------------------------------------------ */
 
 static void pull_free(struct kvf_pull *p)
 {
@@ -364,8 +363,7 @@ static void on_deadline(struct kvf_timer *t)
     kvf_pull_fail(p, &why);
 }
 
-/* ---- the beginning --------------------------------------------------------
- */
+/* ---- the beginning ------------------------------------------------------ */
 
 static int find_entry(struct kvf_pull *p, const struct kvf_req_pull *r,
                       struct kvf_why *why)

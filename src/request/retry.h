@@ -34,8 +34,7 @@ struct kvf_retry {
 };
 void kvf_retry_init(struct kvf_retry *r, void (*again)(struct kvf_retry *r));
 
-/* ---- the policy (pure) ----------------------------------------------------
- */
+/* ---- the policy (pure) -------------------------------------------------- */
 
 struct kvf_retry_facts {
     unsigned attempts, max; /* made, allowed */
@@ -57,8 +56,7 @@ unsigned kvf_retry_failed(struct kvf_retry *r, const struct kvf_conf *c,
 uint64_t kvf_retry_pause_ns(const struct kvf_retry *r, const struct kvf_conf *c,
                             struct kvf_rng *rng, unsigned attempts);
 
-/* ---- the way of the bytes -------------------------------------------------
- */
+/* ---- the way of the bytes ----------------------------------------------- */
 
 enum kvf_way {
     KVF_WAY_LINK, /* *link carries them */

@@ -19,8 +19,7 @@ static struct kvf_waiter *waiter_of(struct kvf_list *n)
     return kvf_container_of(n, struct kvf_waiter, node);
 }
 
-/* ---- answers --------------------------------------------------------------
- */
+/* ---- answers ------------------------------------------------------------ */
 
 /* Held by the caller. NULL when out of memory: the waiters then get the
  * status with its general text. */
@@ -177,8 +176,7 @@ void kvf_waiters_serve(struct kvf_key *key)
     }
 }
 
-/* ---- asking ---------------------------------------------------------------
- */
+/* ---- asking ------------------------------------------------------------- */
 
 static int park(struct kvf_store *st, const char *name, size_t len,
                 struct kvf_waiter *w, struct kvf_why *why)

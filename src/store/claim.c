@@ -82,8 +82,7 @@ struct kvf_claim *kvf_claim_find(const struct kvf_store *st, uint64_t id)
     return p != NULL ? &p->c : NULL;
 }
 
-/* ---- the ring of aborted claims -------------------------------------------
- */
+/* ---- the ring of aborted claims ----------------------------------------- */
 
 static uint16_t *late_head(struct kvf_store *st, uint64_t id)
 {
@@ -127,11 +126,9 @@ void kvf_late_forget(struct kvf_gen_private *p)
         late_drop(p->st, kvf_container_of(n, struct kvf_late, gen_node));
 }
 
-/* ---- the end of a claim ---------------------------------------------------
- */
+/* ---- the end of a claim ------------------------------------------------- */
 
-/* ---- readers by name ------------------------------------------------------
- */
+/* ---- readers by name ---------------------------------------------------- */
 
 static struct kvf_tally *tally_of(struct kvf_gen_private *p,
                                   const struct kvf_reader *r)
@@ -308,8 +305,7 @@ void kvf_store_late_done(struct kvf_store *st, uint64_t claim_id)
         count_reader(g, &reader, false, true);
 }
 
-/* ---- where the bytes are --------------------------------------------------
- */
+/* ---- where the bytes are ------------------------------------------------ */
 
 /* Index of the segment in which `offset` lies. */
 static unsigned seg_at(const struct kvf_gen *g, uint64_t offset)

@@ -11,8 +11,7 @@
 
 #include "base/log.h"
 
-/* ---- a generation ---------------------------------------------------------
- */
+/* ---- a generation ------------------------------------------------------- */
 
 bool kvf_gen_has_reader(const struct kvf_gen *g)
 {
@@ -122,8 +121,7 @@ struct kvf_gen_private *kvf_gen_new(struct kvf_key *key,
     return p;
 }
 
-/* ---- the end of a generation ----------------------------------------------
- */
+/* ---- the end of a generation -------------------------------------------- */
 
 static void log_retired(const struct kvf_gen *g, uint64_t now_ns)
 {

@@ -8,8 +8,7 @@
 #include <inttypes.h>
 #include <stdio.h>
 
-/* ---- cleanup --------------------------------------------------------------
- */
+/* ---- cleanup ------------------------------------------------------------ */
 
 static uint64_t clean(struct kvf_key *key)
 {
@@ -53,8 +52,7 @@ uint64_t kvf_store_cleanup(struct kvf_store *st, const char *request_id,
     return count;
 }
 
-/* ---- list -----------------------------------------------------------------
- */
+/* ---- list --------------------------------------------------------------- */
 
 static struct kvf_key_info gen_info(const struct kvf_gen *g, uint64_t now_ns)
 {
@@ -118,8 +116,7 @@ void kvf_store_list(const struct kvf_store *st, const char *prefix, size_t len,
             return;
 }
 
-/* ---- gauges ---------------------------------------------------------------
- */
+/* ---- gauges ------------------------------------------------------------- */
 
 void kvf_store_gauges(const struct kvf_store *st, struct kvf_store_gauges *g)
 {
@@ -132,8 +129,7 @@ void kvf_store_gauges(const struct kvf_store *st, struct kvf_store_gauges *g)
                                    .bytes = st->bytes};
 }
 
-/* ---- check ----------------------------------------------------------------
- */
+/* ---- check -------------------------------------------------------------- */
 
 /* Sums over one generation; false when its own counts do not hold. */
 static bool check_gen(const struct kvf_gen *g, struct kvf_store_gauges *sum,

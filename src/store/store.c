@@ -24,8 +24,7 @@ uint64_t kvf_store_after_ms(const struct kvf_store *st, uint64_t ms)
     return now + ms * KVF_NS_PER_MS;
 }
 
-/* ---- put ------------------------------------------------------------------
- */
+/* ---- put ---------------------------------------------------------------- */
 
 static int check_put(const struct kvf_put *put, struct kvf_why *why)
 {
@@ -120,8 +119,7 @@ const struct kvf_gen *kvf_store_live(const struct kvf_store *st,
     return k != NULL ? k->live : NULL;
 }
 
-/* ---- life of the store ----------------------------------------------------
- */
+/* ---- life of the store -------------------------------------------------- */
 
 struct kvf_store *kvf_store_create(struct kvf_sched *sched,
                                    struct kvf_stats *stats,

@@ -80,8 +80,7 @@ void kvf_store_destroy(struct kvf_store *st);
 void kvf_store_configure(struct kvf_store *st,
                          const struct kvf_store_conf *conf);
 
-/* ---- put ------------------------------------------------------------------
- */
+/* ---- put ---------------------------------------------------------------- */
 
 struct kvf_put {
     const char *key;
@@ -129,8 +128,7 @@ struct kvf_gen {
     struct kvf_gen_private *priv;
 };
 
-/* ---- ask, claim ------------------------------------------------------------
- */
+/* ---- ask, claim --------------------------------------------------------- */
 
 /* One reader of one generation, reserved. The holder (a peer session, or a get
  * of this daemon) ends it with done or abort; memory stays pinned until it is
@@ -223,8 +221,7 @@ void kvf_store_unask(struct kvf_store *st, struct kvf_waiter *w);
 const struct kvf_gen *kvf_store_live(const struct kvf_store *st,
                                      const char *key, size_t len);
 
-/* ---- the rest --------------------------------------------------------------
- */
+/* ---- the rest ----------------------------------------------------------- */
 
 /* fail: retires a live generation and leaves a FAILED tombstone for ttl_ms;
  * waiters are answered FAILED with reason. -KVF_BUSY at the bound of keys. */

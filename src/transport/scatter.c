@@ -65,7 +65,7 @@ static void no_memory(struct kvf_scatter *x)
     fail(x, kvf_fail(&why, KVF_NO_SPACE, "no memory for a transfer"), &why);
 }
 
-/* ---- the source ---------------------------------------------------------- */
+/* ---- the source --------------------------------------------------------- */
 
 /* The run that is next, or NULL at the end. */
 static struct kvf_run *ahead(struct kvf_scatter *x)
@@ -135,7 +135,7 @@ static bool cut(struct kvf_scatter *x, struct kvf_scatter_op *o)
     return true;
 }
 
-/* ---- what is in place ---------------------------------------------------- */
+/* ---- what is in place --------------------------------------------------- */
 
 static bool in_place(const struct kvf_scatter *x, uint64_t batch)
 {
@@ -159,7 +159,7 @@ static bool bits_room(struct kvf_scatter *x, uint64_t batch)
     return true;
 }
 
-/* ---- ops ----------------------------------------------------------------- */
+/* ---- ops ---------------------------------------------------------------- */
 
 static void op_done(struct kvf_transfer_op *op, int status,
                     const struct kvf_why *why);
@@ -299,7 +299,7 @@ static void op_done(struct kvf_transfer_op *op, int status,
         maybe_finish(x);
 }
 
-/* ---- attempts ------------------------------------------------------------ */
+/* ---- attempts ----------------------------------------------------------- */
 
 void kvf_scatter_init(struct kvf_scatter *x, struct kvf_sched *sched,
                       bool write, const struct kvf_run_source *source,

@@ -192,8 +192,7 @@ static bool run(struct kvf_slice *slice, uint64_t budget_ns)
     return !kvf_list_empty(&shm->ops);
 }
 
-/* ---- links ---------------------------------------------------------------
- */
+/* ---- links -------------------------------------------------------------- */
 
 static void link_up(struct kvf_task *t)
 {

@@ -58,7 +58,7 @@ struct kvf_remote {
     struct kvf_remote_seg *segs; /* may be NULL for tcp; n_segs 0 then */
 };
 
-/* ---- one posted piece ---------------------------------------------------- */
+/* ---- one posted piece --------------------------------------------------- */
 
 #define KVF_OP_IOV 16    /* local pieces of one op */
 #define KVF_OP_RUNS 4096 /* runs of one scattered op */
@@ -101,7 +101,7 @@ struct kvf_transfer_op {
     struct kvf_why why;
 };
 
-/* ---- the owner's side ---------------------------------------------------- */
+/* ---- the owner's side --------------------------------------------------- */
 
 /* How a transport that serves bytes asks its owner's daemon whether a request
  * may touch them. `session` is what kvf_transport_admit was given. */
@@ -130,8 +130,7 @@ struct kvf_serve_ops {
                         void **pin, struct kvf_why *why);
 };
 
-/* ---- links ----------------------------------------------------------------
- */
+/* ---- links -------------------------------------------------------------- */
 
 enum kvf_link_state {
     KVF_LINK_IDLE,
@@ -204,7 +203,7 @@ struct kvf_transport {
     struct kvf_task deliver;
 };
 
-/* ---- what everybody calls ------------------------------------------------ */
+/* ---- what everybody calls ----------------------------------------------- */
 
 /* Initialises *link but for owner and the callbacks. */
 int kvf_link_open(struct kvf_transport *t, struct kvf_link *link,
@@ -222,7 +221,7 @@ void kvf_link_close(struct kvf_link *link);
 /* Every link closed and every op completed before. NULL is fine. */
 void kvf_transport_destroy(struct kvf_transport *t);
 
-/* ---- what transports call ------------------------------------------------ */
+/* ---- what transports call ----------------------------------------------- */
 
 void kvf_transport_init(struct kvf_transport *t,
                         const struct kvf_transport_ops *ops,

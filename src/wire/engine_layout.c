@@ -17,8 +17,7 @@ int kvf_read_layout(struct kvf_req *r, struct kvf_why *why)
     return kvf_layout_read(&r->mp.root, r->u.layout, why);
 }
 
-/* ---- blocks ---------------------------------------------------------------
- */
+/* ---- blocks ------------------------------------------------------------- */
 
 static int count_ids(const msgpack_object *a, size_t *total,
                      struct kvf_why *why)
@@ -105,8 +104,7 @@ void kvf_req_blocks_done(struct kvf_req_blocks *b)
     memset(b, 0, sizeof *b);
 }
 
-/* ---- publish, pull --------------------------------------------------------
- */
+/* ---- publish, pull ------------------------------------------------------ */
 
 static int need_request_id(const msgpack_object *map, struct kvf_slice_str *out,
                            struct kvf_why *why)

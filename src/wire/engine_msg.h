@@ -163,8 +163,7 @@ struct kvf_req_cleanup {
     uint64_t from, to;
 };
 
-/* ---- KV blocks: layout, publish, pull -------------------------------------
- */
+/* ---- KV blocks: layout, publish, pull ----------------------------------- */
 
 #define KVF_TOGETHER_NAME 255u
 #define KVF_TOGETHER_MAX 65536u

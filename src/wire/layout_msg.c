@@ -23,8 +23,7 @@ static const char *const parts[] = {"k", "v", "kv", "lat", "ssm"};
 
 #define COUNT(a) (sizeof(a) / sizeof((a)[0]))
 
-/* ---- reading --------------------------------------------------------------
- */
+/* ---- reading ------------------------------------------------------------ */
 
 static int number(const msgpack_object *map, const char *key, int64_t *out,
                   struct kvf_why *why)
@@ -360,8 +359,7 @@ void kvf_layout_done(struct kvf_layout_decl *d)
     d->n_regions = 0;
 }
 
-/* ---- writing --------------------------------------------------------------
- */
+/* ---- writing ------------------------------------------------------------ */
 
 static void write_layer(struct kvf_mpw *w, const struct kvf_layer *l)
 {

@@ -177,7 +177,7 @@ struct kvf_peer_retired { /* RETIRED_SEEN has the first two */
     uint64_t generation, reason, readers_done;
 };
 
-/* ---- KV blocks (peer_msg_layout.c) */
+/* ---- KV blocks (peer_msg_layout.c) -------------------------------------- */
 
 struct kvf_peer_layout {
     uint64_t number;             /* the sender's; never repeats */

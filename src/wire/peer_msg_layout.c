@@ -10,8 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* ---- writing --------------------------------------------------------------
- */
+/* ---- writing ------------------------------------------------------------ */
 
 static void put_text(struct kvf_mpw *w, const char *text, size_t cap)
 {
@@ -144,8 +143,7 @@ void kvf_peer_layout_put(struct kvf_mpw *w, const struct kvf_peer_msg *m)
     }
 }
 
-/* ---- reading --------------------------------------------------------------
- */
+/* ---- reading ------------------------------------------------------------ */
 
 static int u64(const msgpack_object *map, const char *key, uint64_t max,
                uint64_t *out, struct kvf_why *why)

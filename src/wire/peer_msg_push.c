@@ -6,8 +6,7 @@
 
 #include <string.h>
 
-/* ---- writing --------------------------------------------------------------
- */
+/* ---- writing ------------------------------------------------------------ */
 
 static void put_window_ask(struct kvf_mpw *w,
                            const struct kvf_peer_window_ask *a)
@@ -108,8 +107,7 @@ bool kvf_peer_push_write(struct kvf_mpw *w, const struct kvf_peer_msg *m)
     }
 }
 
-/* ---- reading --------------------------------------------------------------
- */
+/* ---- reading ------------------------------------------------------------ */
 
 static int need_u64(const msgpack_object *map, const char *key, uint64_t min,
                     uint64_t max, uint64_t *out, struct kvf_why *why)

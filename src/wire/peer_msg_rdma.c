@@ -8,8 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* ---- writing --------------------------------------------------------------
- */
+/* ---- writing ------------------------------------------------------------ */
 
 static void put_key(struct kvf_mpw *w, const struct kvf_rdma_key *k)
 {
@@ -108,8 +107,7 @@ unsigned kvf_peer_rdma_put_grant(struct kvf_mpw *w,
     return fields;
 }
 
-/* ---- reading --------------------------------------------------------------
- */
+/* ---- reading ------------------------------------------------------------ */
 
 static int u64(const msgpack_object *map, const char *key, uint64_t max,
                uint64_t *out, struct kvf_why *why)
@@ -338,8 +336,7 @@ void kvf_peer_rdma_done(struct kvf_peer_msg *m)
     }
 }
 
-/* ---- grants ----------------------------------------------------------------
- */
+/* ---- grants ------------------------------------------------------------- */
 
 /* Every segment in a region lies within the pieces named for it? */
 static bool covered(const struct kvf_peer_grant *g)

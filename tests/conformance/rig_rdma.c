@@ -10,7 +10,7 @@ bool rig_rdma_kind(int kind)
     return kind == RIG_RDMA || kind == RIG_RDMA_LATE || kind == RIG_RDMA_DEVICE;
 }
 
-/* ---- the mail ------------------------------------------------------------ */
+/* ---- the mail ----------------------------------------------------------- */
 
 static void mail_free(struct rig_mail *m)
 {
@@ -154,7 +154,7 @@ static const struct kvf_rdma_hooks hooks = {.connect = on_connect,
                                             .closed = on_closed,
                                             .expelled = on_expelled};
 
-/* ---- open and close ------------------------------------------------------ */
+/* ---- open and close ----------------------------------------------------- */
 
 int rig_rdma_create(struct rig *r, struct kvf_transport **out,
                     struct kvf_why *why)
@@ -226,7 +226,7 @@ void rig_rdma_close(struct rig *r)
     r->rdma.link = NULL;
 }
 
-/* ---- memory here --------------------------------------------------------- */
+/* ---- memory here -------------------------------------------------------- */
 
 static void turn_jobs(struct rig *r)
 {

@@ -63,8 +63,7 @@ static void test_no_device(void **state)
     kvf_reactor_destroy(r.reactor);
 }
 
-/* ---- costs ---------------------------------------------------------------
- */
+/* ---- costs -------------------------------------------------------------- */
 
 /* Many chunks a signalled completion, few work requests, none when idle. */
 static void test_costs(void **state)

@@ -45,8 +45,7 @@ static void until_down(struct rig *r)
     assert_int_equal(r->downs, 1);
 }
 
-/* ---- calls that fail -----------------------------------------------------
- */
+/* ---- calls that fail ---------------------------------------------------- */
 
 /* Every call of link, transfer and end fails once, at every place it is made.
  */
@@ -111,8 +110,7 @@ static void test_destroy_is_repeated(void **state)
     rig_close(&r);
 }
 
-/* ---- completions ---------------------------------------------------------
- */
+/* ---- completions -------------------------------------------------------- */
 
 static void test_error_completions(void **state)
 {
@@ -215,8 +213,7 @@ static void test_doubled_completions(void **state)
     rig_close(&r);
 }
 
-/* ---- access --------------------------------------------------------------
- */
+/* ---- access ------------------------------------------------------------- */
 
 /* From the moment expel returns, nothing of the owner's is read; no call that
  * may take long is made in it. */
@@ -343,8 +340,7 @@ static void test_unregistered(void **state)
     rig_close(&r);
 }
 
-/* ---- handshake and events ------------------------------------------------
- */
+/* ---- handshake and events ----------------------------------------------- */
 
 static void test_no_answer(void **state)
 {

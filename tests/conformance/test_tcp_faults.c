@@ -187,7 +187,7 @@ static void expelled(void **state)
     assert_true(failed >= 3);
 }
 
-/* ---- a liar -------------------------------------------------------------- */
+/* ---- a liar ------------------------------------------------------------- */
 
 enum lie { TAG, LENGTH, STATUS, GARBAGE, CLOSES, HANGS, MORE, SHORT, LIES };
 
@@ -325,7 +325,7 @@ static void liars(void **state)
     }
 }
 
-/* ---- callers that are nobody's ------------------------------------------- */
+/* ---- callers that are nobody's ------------------------------------------ */
 
 static int call(struct rig *r)
 {

@@ -119,7 +119,7 @@ static void put(struct kvferry *h, const char *key, size_t n, unsigned seed)
     free(data);
 }
 
-/* ---- regions ------------------------------------------------------------- */
+/* ---- regions ------------------------------------------------------------ */
 
 static int memory(size_t size, bool sealed, uint8_t **addr)
 {
@@ -220,7 +220,7 @@ static void regions(void)
     kvferry_close(b);
 }
 
-/* ---- async --------------------------------------------------------------- */
+/* ---- async -------------------------------------------------------------- */
 
 static void cancel(void)
 {
@@ -348,7 +348,7 @@ static void pipeline(void)
     free(o);
 }
 
-/* ---- restart ------------------------------------------------------------- */
+/* ---- restart ------------------------------------------------------------ */
 
 static void say(const char *word)
 {
@@ -436,7 +436,7 @@ static void first_call(void)
     close(fd);
 }
 
-/* ---- threads, closing, leaks --------------------------------------------- */
+/* ---- threads, closing, leaks -------------------------------------------- */
 
 static void *worker(void *arg)
 {

@@ -15,9 +15,7 @@ bool fake_ready(const struct fake_qp *q)
     return !kvf_list_empty(&q->wrs) && !fake.hold;
 }
 
-/* ---- queue pairs
- * -------------------------------------------------------------
- */
+/* ---- queue pairs -------------------------------------------------------- */
 
 struct ibv_qp *fake_create_qp(struct ibv_pd *pd, struct ibv_qp_init_attr *attr)
 {
@@ -204,9 +202,7 @@ int fake_post_send(struct ibv_qp *qp, struct ibv_send_wr *wr,
     return 0;
 }
 
-/* ---- execution
- * ---------------------------------------------------------------
- */
+/* ---- execution ---------------------------------------------------------- */
 
 static struct fake_mr *mr_of(uint32_t key)
 {
@@ -339,9 +335,7 @@ int fake_poll_cq(struct ibv_cq *cq, int n, struct ibv_wc *wc)
     return got;
 }
 
-/* ---- asynchronous events
- * -----------------------------------------------------
- */
+/* ---- asynchronous events ------------------------------------------------ */
 
 int fake_get_async_event(struct ibv_context *ctx, struct ibv_async_event *ev)
 {

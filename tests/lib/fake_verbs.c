@@ -79,9 +79,7 @@ unsigned fake_objects(void)
            fake.qps;
 }
 
-/* ---- devices
- * -----------------------------------------------------------------
- */
+/* ---- devices ------------------------------------------------------------ */
 
 static struct ibv_device **get_device_list(int *n)
 {
@@ -167,9 +165,7 @@ static int gid_table(struct ibv_context *ctx, struct ibv_gid_entry *entry,
     return (int)n;
 }
 
-/* ---- objects
- * -----------------------------------------------------------------
- */
+/* ---- objects ------------------------------------------------------------ */
 
 static struct ibv_pd *alloc_pd(struct ibv_context *ctx)
 {
@@ -321,9 +317,7 @@ static int destroy_cq(struct ibv_cq *cq)
     return 0;
 }
 
-/* ---- completion events
- * -------------------------------------------------------
- */
+/* ---- completion events -------------------------------------------------- */
 
 /* An armed CQ that has (or will have, after some polls) an entry tells. */
 void fake_tell(struct fake_qp *q)

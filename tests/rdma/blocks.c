@@ -95,7 +95,7 @@ static void ok(struct kvferry *h, int rc, const char *what)
         failed("%s: %s: %s", what, kvferry_status_name(rc), kvferry_error(h));
 }
 
-/* ---- the file ------------------------------------------------------------ */
+/* ---- the file ----------------------------------------------------------- */
 
 static char *word(void)
 {
@@ -235,7 +235,7 @@ static void read_side(struct side *s, unsigned stage)
         read_rank(&s->ranks[i]);
 }
 
-/* ---- engines ------------------------------------------------------------- */
+/* ---- engines ------------------------------------------------------------ */
 
 static void on_event(struct kvferry *h, void *user, const char *event,
                      const char *json)
@@ -300,7 +300,7 @@ static void end(struct rank *r)
     }
 }
 
-/* ---- a case -------------------------------------------------------------- */
+/* ---- a case ------------------------------------------------------------- */
 
 static void prepare(struct side *s)
 {

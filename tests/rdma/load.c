@@ -167,7 +167,7 @@ static struct kvferry *connect_to(const char *endpoint,
     return h;
 }
 
-/* ---- put ----------------------------------------------------------------- */
+/* ---- put ---------------------------------------------------------------- */
 
 static uint64_t n_retired;
 
@@ -218,7 +218,7 @@ static void run_put(struct kvferry *h)
             bad("%s", kvferry_error(h));
 }
 
-/* ---- get ----------------------------------------------------------------- */
+/* ---- get ---------------------------------------------------------------- */
 
 static void start(struct kvferry *h, struct item *it);
 
@@ -354,7 +354,7 @@ static void run_get(struct kvferry *h)
     }
 }
 
-/* ---- sizes --------------------------------------------------------------- */
+/* ---- sizes -------------------------------------------------------------- */
 
 static void run_sizes(int n, char **size)
 {

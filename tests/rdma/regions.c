@@ -129,7 +129,7 @@ static bool over(struct engine *a, struct engine *b, const char *transport)
     return yes;
 }
 
-/* ---- KV blocks ----------------------------------------------------------- */
+/* ---- KV blocks ---------------------------------------------------------- */
 
 #define LAYERS 3u
 #define BLOCK 4096u /* bytes of k, and of v, of one block of one layer */

@@ -11,8 +11,7 @@
 #define SPOILT 0xee /* ours again after a failure: later writes show */
 #define SLOT (2 * BW_BYTES)
 
-/* ---- where a byte lies, and what it is ------------------------------------
- */
+/* ---- where a byte lies, and what it is ---------------------------------- */
 
 static bool sends(const struct bw *w, unsigned idx)
 {
@@ -133,8 +132,7 @@ static void check_fresh(struct bw *w, uint8_t *at, uint8_t want)
         sim_fail(w->sim, "%02x was written and nobody pulled", *at);
 }
 
-/* ---- layouts --------------------------------------------------------------
- */
+/* ---- layouts ------------------------------------------------------------ */
 
 static void fill_layer(const struct bw *w, unsigned idx, unsigned i,
                        struct kvf_layer *l)
@@ -213,8 +211,7 @@ void bw_init(struct bw *w, struct sim *sim, const struct bw_shape *p,
         bw_declare(w, i);
 }
 
-/* ---- publishing -----------------------------------------------------------
- */
+/* ---- publishing --------------------------------------------------------- */
 
 static void lists(const struct bw *w, unsigned idx, unsigned request,
                   struct kvf_req_blocks *b)
@@ -259,8 +256,7 @@ void bw_publish_all(struct bw *w, unsigned request, uint64_t ttl_ms)
         bw_publish(w, i, request, ttl_ms, &tag);
 }
 
-/* ---- pulling --------------------------------------------------------------
- */
+/* ---- pulling ------------------------------------------------------------ */
 
 struct bw_group *bw_group(struct bw *w)
 {
@@ -354,8 +350,7 @@ void bw_cancel(struct bw *w, struct bw_pull *p)
     sim_leave(n, before);
 }
 
-/* ---- the end --------------------------------------------------------------
- */
+/* ---- the end ------------------------------------------------------------ */
 
 static void check_node(struct bw *w, unsigned idx)
 {

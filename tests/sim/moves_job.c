@@ -32,8 +32,7 @@ static void check_bytes(const struct job *j, const uint8_t *p, const char *what)
                      (unsigned long long)j->serial, (unsigned long long)i);
 }
 
-/* ---- invariants -----------------------------------------------------------
- */
+/* ---- invariants --------------------------------------------------------- */
 
 static void check_key(struct sim_node *n, const struct kvf_gen *g)
 {

@@ -129,8 +129,7 @@ struct sim_node {
     struct sim_engine engine;
 };
 
-/* ---- world ----------------------------------------------------------------
- */
+/* ---- world -------------------------------------------------------------- */
 
 struct sim *sim_new(const struct sim_conf *conf, uint64_t seed);
 void sim_free(struct sim *sim);
@@ -146,8 +145,7 @@ void sim_tap(void *arg, const char *line);
 void sim_fail(struct sim *sim, const char *fmt, ...)
     __attribute__((format(printf, 2, 3), noreturn));
 
-/* ---- nodes ----------------------------------------------------------------
- */
+/* ---- nodes -------------------------------------------------------------- */
 
 void sim_node_start(struct sim *sim, unsigned idx);
 /* Which worker a node is. */
@@ -166,8 +164,7 @@ bool sim_proc_alive(const struct sim *sim, uint64_t pid);
 struct sim_node *sim_enter(struct sim_node *n);
 void sim_leave(struct sim_node *n, struct sim_node *before);
 
-/* ---- network ---------------------------------------------------------------
- */
+/* ---- network ------------------------------------------------------------ */
 
 extern const struct kvf_channel_ops sim_channel_ops; /* ctx: the node */
 /* Messages and bytes between the two are lost until it is healed; then the
@@ -180,8 +177,7 @@ void sim_net_node_gone(struct sim_node *n);
 void sim_net_thaw(struct sim_node *n);
 void sim_net_free(struct sim *sim);
 
-/* ---- bulk ------------------------------------------------------------------
- */
+/* ---- bulk --------------------------------------------------------------- */
 
 int sim_bulk_create(struct sim_node *n, struct kvf_transport **out,
                     struct kvf_why *why);
@@ -192,8 +188,7 @@ void sim_bulk_node_gone(struct sim_node *n);
 void sim_bulk_check(struct sim *sim);
 void sim_bulk_free(struct sim *sim);
 
-/* ---- engines ----------------------------------------------------------------
- */
+/* ---- engines ------------------------------------------------------------ */
 
 struct sim_put_opts {
     uint64_t size, ttl_ms, readers; /* ttl 0 = 60 s */

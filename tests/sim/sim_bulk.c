@@ -56,9 +56,7 @@ struct op {
     uint64_t begun_ns;
 };
 
-/* ---- the owner's side
- * --------------------------------------------------------
- */
+/* ---- the owner's side --------------------------------------------------- */
 
 static void serve_end(struct serve *sv)
 {
@@ -141,9 +139,7 @@ void sim_bulk_expel(void *ctx, void *session)
     }
 }
 
-/* ---- an op
- * -------------------------------------------------------------------
- */
+/* ---- an op -------------------------------------------------------------- */
 
 static void op_end(struct op *o, int status, const struct kvf_why *why)
 {
@@ -380,9 +376,7 @@ static void cancel(struct kvf_link *link, struct kvf_transfer_op *op)
         op_end(o, -KVF_CANCELLED, NULL);
 }
 
-/* ---- links
- * -------------------------------------------------------------------
- */
+/* ---- links -------------------------------------------------------------- */
 
 static void up_timer(struct kvf_timer *t)
 {

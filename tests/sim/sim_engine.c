@@ -49,8 +49,7 @@ const struct sim_put *sim_put_of(const struct sim *sim, uint64_t generation)
     return NULL;
 }
 
-/* ---- put -------------------------------------------------------------------
- */
+/* ---- put ---------------------------------------------------------------- */
 
 static bool fill(struct sim_node *n, struct sim_put *p, struct kvf_seg *segs,
                  struct kvf_buffer **bufs, unsigned *n_bufs)
@@ -150,8 +149,7 @@ uint64_t sim_put(struct sim_node *n, const char *key,
     return gen;
 }
 
-/* ---- get -------------------------------------------------------------------
- */
+/* ---- get ---------------------------------------------------------------- */
 
 static void check_own(struct sim_get *g, struct sim_node *n,
                       const struct kvf_get_result *r, const struct sim_put *p)
@@ -353,8 +351,7 @@ void sim_get_drop(struct sim_get *g)
     free(g);
 }
 
-/* ---- what engines hold ------------------------------------------------------
- */
+/* ---- what engines hold -------------------------------------------------- */
 
 static void check_view(struct sim *sim, const struct sim_view *v, bool bytes)
 {
@@ -472,9 +469,7 @@ void sim_engine_kill(struct sim_node *n)
     sim_leave(n, before);
 }
 
-/* ---- invariants
- * --------------------------------------------------------------
- */
+/* ---- invariants --------------------------------------------------------- */
 
 void sim_engines_check(struct sim *sim)
 {

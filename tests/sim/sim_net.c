@@ -119,8 +119,7 @@ static void post(struct kvf_dial *d, bool back, const void *data, size_t len,
     kvf_list_push_back(&sim->messages, &m->node);
 }
 
-/* ---- connections ------------------------------------------------------------
- */
+/* ---- connections -------------------------------------------------------- */
 
 static void lose_messages(struct kvf_dial *d, bool forward_too)
 {
@@ -295,8 +294,7 @@ const struct kvf_channel_ops sim_channel_ops = {.dial = net_dial,
                                                 .hangup = net_hangup,
                                                 .answer = net_answer};
 
-/* ---- faults -----------------------------------------------------------------
- */
+/* ---- faults ------------------------------------------------------------- */
 
 void sim_net_reset(struct sim *sim, unsigned a, unsigned b)
 {

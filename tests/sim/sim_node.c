@@ -11,9 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* ---- processes
- * ----------------------------------------------------------------
- */
+/* ---- processes ---------------------------------------------------------- */
 
 struct kvf_proc_watch {
     struct kvf_list node;
@@ -112,9 +110,7 @@ static bool proc_alive(void *ctx, const struct kvf_proc_watch *w)
     return sim_proc_alive(n->sim, w->pid);
 }
 
-/* ---- entering a node
- * ----------------------------------------------------------
- */
+/* ---- entering a node ---------------------------------------------------- */
 
 struct sim_node *sim_enter(struct sim_node *n)
 {
@@ -131,9 +127,7 @@ void sim_leave(struct sim_node *n, struct sim_node *before)
     n->sim->current = before;
 }
 
-/* ---- life
- * ---------------------------------------------------------------------
- */
+/* ---- life --------------------------------------------------------------- */
 
 struct kvf_worker sim_worker(const struct sim *sim, unsigned idx)
 {

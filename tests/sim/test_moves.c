@@ -22,8 +22,7 @@
 #define SEEDS 120
 #define ACTIONS 300
 
-/* ---- actions --------------------------------------------------------------
- */
+/* ---- actions ------------------------------------------------------------ */
 
 static bool runs(const struct sim_node *n)
 {
@@ -184,8 +183,7 @@ static void act(struct sim *sim)
         do_window(sim, n);
 }
 
-/* ---- a seed ---------------------------------------------------------------
- */
+/* ---- a seed ------------------------------------------------------------- */
 
 static void run_until(struct sim *sim, uint64_t until)
 {
@@ -293,8 +291,7 @@ static void chaos(void **state)
     print_message("\n");
 }
 
-/* ---- one lost message -----------------------------------------------------
- */
+/* ---- one lost message --------------------------------------------------- */
 
 static enum kvf_peer_type lose;
 static unsigned lost;

@@ -99,7 +99,7 @@ static unsigned got(struct fake *f, struct kvf_mpw *w)
     return 5;
 }
 
-/* ---- push, windows ------------------------------------------------------- */
+/* ---- push, windows ------------------------------------------------------ */
 
 static unsigned expose(struct fake *f, struct kvf_mpw *w,
                        const msgpack_object *map)
@@ -182,7 +182,7 @@ static void send_written(void *sock, const void *who, size_t who_len,
     kvf_mpw_fini(&w);
 }
 
-/* ---- layouts ------------------------------------------------------------- */
+/* ---- layouts ------------------------------------------------------------ */
 
 static unsigned publish(struct fake *f, struct kvf_mpw *w)
 {

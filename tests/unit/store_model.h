@@ -66,8 +66,7 @@ static uint64_t below(struct model *m, uint64_t n)
     return kvf_rng_below(&m->rng, n);
 }
 
-/* ---- the model ------------------------------------------------------------
- */
+/* ---- the model ---------------------------------------------------------- */
 
 static struct m_gen *m_live(struct model *m, unsigned key)
 {

@@ -117,7 +117,7 @@ static void is_transfer(const struct kvferry_transfer *t, uint64_t size)
     assert_int_equal(t->timing.total_us, 77);
 }
 
-/* ---- push ---------------------------------------------------------------- */
+/* ---- push --------------------------------------------------------------- */
 
 static void test_push_small_travels_inline(void **state)
 {
@@ -222,7 +222,7 @@ static void test_push_waits_for_its_deadline(void **state)
     kvferry_close(h);
 }
 
-/* ---- windows ------------------------------------------------------------- */
+/* ---- windows ------------------------------------------------------------ */
 
 static void test_window_written_and_read(void **state)
 {

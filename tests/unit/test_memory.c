@@ -37,7 +37,7 @@ static struct kvf_segment make_segment(uint64_t size)
     return s;
 }
 
-/* ---- segment ---------------------------------------------------------- */
+/* ---- segment ------------------------------------------------------------ */
 
 static void segment_is_sealed_and_backed(void **state)
 {
@@ -135,7 +135,7 @@ static void mlock_refused_is_a_warning(void **state)
     assert_int_equal(WEXITSTATUS(status), 0);
 }
 
-/* ---- map cache -------------------------------------------------------- */
+/* ---- map cache ---------------------------------------------------------- */
 
 static struct kvf_map_expect expect_of(const struct kvf_segment *s)
 {
@@ -281,7 +281,7 @@ static void map_grows_with_the_file(void **state)
     kvf_map_cache_destroy(mc);
 }
 
-/* ---- copy ------------------------------------------------------------- */
+/* ---- copy --------------------------------------------------------------- */
 
 static void copies_are_exact(void **state)
 {
@@ -314,7 +314,7 @@ static void copies_are_exact(void **state)
     free(dst);
 }
 
-/* ---- buffers ---------------------------------------------------------- */
+/* ---- buffers ------------------------------------------------------------ */
 
 struct fixture {
     struct kvf_segment seg;
@@ -515,7 +515,7 @@ static void ids_begin_at_the_clock(void **state)
     close_fixture(&f);
 }
 
-/* ---- regions ---------------------------------------------------------- */
+/* ---- regions ------------------------------------------------------------ */
 
 static void regions_wait_for_pins(void **state)
 {

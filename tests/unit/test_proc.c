@@ -246,7 +246,7 @@ static void owner_is_checked(void **state)
     stop_engine(pid);
 }
 
-/* ---- the broker ------------------------------------------------------- */
+/* ---- the broker --------------------------------------------------------- */
 
 static bool has_capabilities(void)
 {

@@ -13,8 +13,7 @@
 
 #define MS KVF_NS_PER_MS
 
-/* ---- a faked peer ---------------------------------------------------------
- */
+/* ---- a faked peer ------------------------------------------------------- */
 
 static const struct kvf_transport_ops shm_ops = {"shm", .caps = KVF_CAP_READ};
 static const struct kvf_transport_ops rdma_ops = {"rdma", .caps = KVF_CAP_READ |
@@ -76,8 +75,7 @@ static void protocols(const char *names)
     given_back = again = 0;
 }
 
-/* ---- the policy -----------------------------------------------------------
- */
+/* ---- the policy --------------------------------------------------------- */
 
 static struct kvf_retry_facts facts(unsigned attempts)
 {
@@ -176,8 +174,7 @@ static void test_pauses_double_and_are_bounded(void **state)
     assert_in_range(kvf_retry_pause_ns(&r, &conf, &rng, 0), 40 * MS, 80 * MS);
 }
 
-/* ---- the way --------------------------------------------------------------
- */
+/* ---- the way ------------------------------------------------------------ */
 
 struct way {
     struct kvf_peer peer;

@@ -4,8 +4,7 @@
  * what the model says. Seeds are printed; argv[1] repeats one. */
 #include "store_model.h"
 
-/* ---- what comes up from the store -----------------------------------------
- */
+/* ---- what comes up from the store --------------------------------------- */
 
 static void answered(struct kvf_waiter *kw, struct kvf_claim *claim,
                      enum kvf_status status, const char *text)
@@ -46,8 +45,7 @@ static void retired(void *arg, const struct kvf_gen *gen,
     fail_msg("generation never put");
 }
 
-/* ---- steps ----------------------------------------------------------------
- */
+/* ---- steps -------------------------------------------------------------- */
 
 static void step_put(struct model *m)
 {
@@ -264,8 +262,7 @@ static void step_time(struct model *m, uint64_t ms)
     assert_null(m_first(m, -1, DUE, 0));
 }
 
-/* ---- comparing ------------------------------------------------------------
- */
+/* ---- comparing ---------------------------------------------------------- */
 
 static void compare(struct model *m)
 {

@@ -26,8 +26,7 @@ int kvf_rdma_advise(const struct kvf_rdma *r, struct kvf_why *why,
                            err);
 }
 
-/* ---- GIDs -------------------------------------------------------------------
- */
+/* ---- GIDs --------------------------------------------------------------- */
 
 /* UDP connect sends nothing; it asks the routing table. */
 bool kvf_rdma_route_source(void *arg, const uint8_t dst[16], uint8_t src[16])
@@ -72,8 +71,7 @@ static void read_gids(struct kvf_rdma *r)
     free(e);
 }
 
-/* ---- port -------------------------------------------------------------------
- */
+/* ---- port --------------------------------------------------------------- */
 
 static uint32_t port_mtu(const struct kvf_rdma *r)
 {
@@ -136,8 +134,7 @@ void kvf_rdma_device_end(const struct kvf_rdma *r, struct kvf_rdma_end *end)
     memcpy(end->gid, r->gid, sizeof end->gid);
 }
 
-/* ---- which device -----------------------------------------------------------
- */
+/* ---- which device ------------------------------------------------------- */
 
 static int try_port(struct kvf_rdma *r, unsigned port, struct kvf_why *why)
 {
@@ -319,8 +316,7 @@ void kvf_rdma_device_close(struct kvf_rdma *r)
     r->ctx = NULL;
 }
 
-/* ---- asynchronous events ----------------------------------------------------
- */
+/* ---- asynchronous events ------------------------------------------------ */
 
 static void abort_links(struct kvf_rdma *r, const struct kvf_why *why)
 {

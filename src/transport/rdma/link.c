@@ -33,8 +33,7 @@ static void set_timer(struct kvf_rdma_link *l, uint64_t after_ns)
     kvf_timer_set(s, &l->timer, s->now_ns + after_ns);
 }
 
-/* ---- telling the owner of the link ------------------------------------------
- */
+/* ---- telling the owner of the link -------------------------------------- */
 
 static bool gone(const struct kvf_rdma_link *l)
 {
@@ -73,8 +72,7 @@ static void room(struct kvf_task *t)
         kvf_link_room(l->link);
 }
 
-/* ---- the way down -----------------------------------------------------------
- */
+/* ---- the way down ------------------------------------------------------- */
 
 static void scratch_give(struct kvf_rdma_link *l)
 {
@@ -246,8 +244,7 @@ static void timer(struct kvf_timer *t)
     kvf_rdma_link_abort(l, &why);
 }
 
-/* ---- the way up -------------------------------------------------------------
- */
+/* ---- the way up --------------------------------------------------------- */
 
 static int ask(struct kvf_rdma_link *l, struct kvf_why *why)
 {
@@ -481,9 +478,7 @@ void kvf_rdma_links_destroy(struct kvf_rdma *r)
     }
 }
 
-/* ---- what came from the owner
- * -------------------------------------------------
- */
+/* ---- what came from the owner ------------------------------------------- */
 
 static struct kvf_rdma_link *waiting(struct kvf_link *link, uint64_t id)
 {

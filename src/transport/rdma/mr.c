@@ -18,8 +18,7 @@
 #define ACCESS                                                                 \
     (IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_READ | IBV_ACCESS_REMOTE_WRITE)
 
-/* ---- the index by address --------------------------------------------------
- */
+/* ---- the index by address ----------------------------------------------- */
 
 /* First entry whose end lies above p. */
 static unsigned local_find(const struct kvf_rdma *r, const uint8_t *p)
@@ -85,8 +84,7 @@ static void local_remove(struct kvf_rdma *r, const struct kvf_rdma_mr *mr)
             (r->n_local - i) * sizeof r->local[0]);
 }
 
-/* ---- pieces ----------------------------------------------------------------
- */
+/* ---- pieces ------------------------------------------------------------- */
 
 /* Some milliseconds each; larger where a grant could not name them all. */
 static uint64_t piece_size(const struct kvf_rdma *r, uint64_t size)
@@ -202,8 +200,7 @@ int kvf_rdma_add_pool(struct kvf_transport *t, void *base, uint64_t size,
     return rc;
 }
 
-/* ---- mappings --------------------------------------------------------------
- */
+/* ---- mappings ----------------------------------------------------------- */
 
 static bool drop_step(struct kvf_rdma_job *job)
 {
@@ -294,8 +291,7 @@ unsigned kvf_rdma_memory_keys(const struct kvf_rdma_memory *m, uint64_t offset,
     return n;
 }
 
-/* ---- first and last --------------------------------------------------------
- */
+/* ---- first and last ----------------------------------------------------- */
 
 int kvf_rdma_scratch_open(struct kvf_rdma *r, struct kvf_why *why)
 {

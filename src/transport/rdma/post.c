@@ -24,8 +24,7 @@
 #define POST_NS (3000 * KVF_NS_PER_US)
 #define BURST_MIN (32ull << 10) /* bytes; a multiple of it is posted */
 
-/* ---- what an op is made of -------------------------------------------------
- */
+/* ---- what an op is made of ---------------------------------------------- */
 
 struct piece { /* contiguous here and in the payload */
     uint8_t *local;
@@ -88,8 +87,7 @@ static int check_local(const struct kvf_rdma *r,
     return 0;
 }
 
-/* ---- where it lies at the owner --------------------------------------------
- */
+/* ---- where it lies at the owner ----------------------------------------- */
 
 /* Address and key of payload position pos, and for how many bytes they hold. */
 static int resolve(const struct kvf_rdma_link *l, struct kvf_transfer_op *op,
@@ -131,8 +129,7 @@ static int resolve(const struct kvf_rdma_link *l, struct kvf_transfer_op *op,
                     "rdma: the owner has not registered these bytes (yet)");
 }
 
-/* ---- a chain ---------------------------------------------------------------
- */
+/* ---- a chain ------------------------------------------------------------ */
 
 struct chain {
     unsigned n, n_sge;
@@ -431,9 +428,7 @@ void kvf_rdma_post_probe(struct kvf_rdma_link *l)
     post_chain(l, &c, 0);
 }
 
-/* ---- ops
- * ---------------------------------------------------------------------
- */
+/* ---- ops ---------------------------------------------------------------- */
 
 int kvf_rdma_post(struct kvf_link *link, struct kvf_transfer_op *op,
                   struct kvf_why *why)

@@ -83,8 +83,7 @@ const char *kvf_rdma_describe(const struct kvf_transport *t);
  * formula (devices may take up to four times as long). */
 uint64_t kvf_rdma_budget_ns(const struct kvf_rdma_conf *conf);
 
-/* ---- memory ---------------------------------------------------------------
- */
+/* ---- memory ------------------------------------------------------------- */
 
 /* Registers [base, base+size) now, in pieces; once, before any link. Others may
  * read it from offset 0 on. */
@@ -106,8 +105,7 @@ unsigned kvf_rdma_memory_keys(const struct kvf_rdma_memory *m, uint64_t offset,
                               uint64_t length, struct kvf_rdma_key *out,
                               unsigned max, uint64_t *first);
 
-/* ---- handshake: what came ---------------------------------------------------
- */
+/* ---- handshake: what came ----------------------------------------------- */
 
 /* Owner: sets up a QP for the session (one each: an older one ends) and answers
  * by hooks.accept or hooks.refuse, later. */
@@ -134,8 +132,7 @@ bool kvf_rdma_accepted(const struct kvf_transport *t, const void *session);
  * come. Returns false when the device refused. */
 bool kvf_rdma_allow_write(struct kvf_transport *t, void *session, bool on);
 
-/* ---- introspection ---------------------------------------------------------
- */
+/* ---- introspection ------------------------------------------------------ */
 
 struct kvf_rdma_gauges {
     unsigned qps, cqs, mrs;   /* that exist */

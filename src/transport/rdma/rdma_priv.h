@@ -152,8 +152,7 @@ void kvf_rdma_memory_close(struct kvf_rdma *r);
 const struct kvf_rdma_mr *kvf_rdma_local(const struct kvf_rdma *r,
                                          const void *p, uint64_t *rest);
 
-/* ---- qp.c ------------------------------------------------------------------
- */
+/* ---- qp.c --------------------------------------------------------------- */
 
 struct kvf_rdma_qp {
     struct ibv_qp *qp; /* NULL: none */
@@ -178,8 +177,7 @@ struct kvf_rdma_owner {
     void (*on_fatal)(struct kvf_rdma_owner *o, const struct kvf_why *why);
 };
 
-/* ---- links ------------------------------------------------------------------
- */
+/* ---- links -------------------------------------------------------------- */
 
 enum kvf_rdma_state {
     KVF_RDMA_CREATING, /* CQ, QP, INIT: a job works on it */

@@ -29,7 +29,7 @@ static void enqueue(struct kvf_tcp_in *c)
     c->wr.runs = NULL; /* the queue's now */
 }
 
-/* ---- the bytes of a WRITE ------------------------------------------------ */
+/* ---- the bytes of a WRITE ----------------------------------------------- */
 
 static void write_part(struct kvf_tcp_in *c)
 {
@@ -84,7 +84,7 @@ static unsigned write_from(struct kvf_tcp_in *c, const uint8_t *p, unsigned len)
     return used;
 }
 
-/* ---- the table of a request ---------------------------------------------- */
+/* ---- the table of a request --------------------------------------------- */
 
 /* What comes is put at the end of the memory in which the runs will lie. */
 static uint8_t *table_end(const struct kvf_tcp_in *c)
@@ -125,7 +125,7 @@ static bool table_came(struct kvf_tcp_in *c, unsigned n)
     return true;
 }
 
-/* ---- requests ------------------------------------------------------------ */
+/* ---- requests ----------------------------------------------------------- */
 
 /* False when the connection cannot go on. */
 static bool request(struct kvf_tcp_in *c, const uint8_t *p)

@@ -18,7 +18,7 @@ static bool lost(struct kvf_tcp_in *c)
     return false;
 }
 
-/* ---- parts of a request -------------------------------------------------- */
+/* ---- parts of a request ------------------------------------------------- */
 
 void kvf_tcp_in_unpin(struct kvf_tcp_in *c, struct kvf_tcp_part *part)
 {
@@ -83,7 +83,7 @@ int kvf_tcp_in_resolve(struct kvf_tcp_in *c, struct kvf_tcp_job *j,
     return rc < 0 && -rc < (int)KVF_STATUS_COUNT ? -rc : (int)KVF_INTERNAL;
 }
 
-/* ---- answers ------------------------------------------------------------- */
+/* ---- answers ------------------------------------------------------------ */
 
 static void answer_next(struct kvf_tcp_in *c)
 {

@@ -120,7 +120,7 @@ static void op_place(struct kvf_transfer_op *op, const uint8_t *from,
     }
 }
 
-/* ---- requests ------------------------------------------------------------ */
+/* ---- requests ----------------------------------------------------------- */
 
 static enum kvf_frame_op frame_op(const struct kvf_transfer_op *op)
 {
@@ -273,7 +273,7 @@ bool kvf_tcp_out_send(struct kvf_tcp_out *c)
     }
 }
 
-/* ---- answers ------------------------------------------------------------- */
+/* ---- answers ------------------------------------------------------------ */
 
 static void slot_end(struct kvf_tcp_out *c, int status)
 {
@@ -395,7 +395,7 @@ static bool receive(struct kvf_tcp_out *c)
     return true; /* level-triggered: the rest comes with the next turn */
 }
 
-/* ---- the source ---------------------------------------------------------- */
+/* ---- the source --------------------------------------------------------- */
 
 static bool connected(struct kvf_tcp_out *c)
 {

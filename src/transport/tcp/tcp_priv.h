@@ -65,7 +65,7 @@ int kvf_tcp_parse_addr(const char *host, uint16_t port,
  * 16m 1 spin hot: 3.0 GB/s with bbr, 5.9 with cubic or reno). */
 void kvf_tcp_tune(int fd);
 
-/* ---- getter's side ------------------------------------------------------- */
+/* ---- getter's side ------------------------------------------------------ */
 
 struct kvf_tcp_slot { /* a request whose answer is awaited */
     uint64_t tag, length;
@@ -131,7 +131,7 @@ void kvf_tcp_out_fail(struct kvf_tcp_out *c, const struct kvf_why *why);
 /* Sends what the socket takes. False: the connection has failed. */
 bool kvf_tcp_out_send(struct kvf_tcp_out *c);
 
-/* ---- owner's side -------------------------------------------------------- */
+/* ---- owner's side ------------------------------------------------------- */
 
 /* A request and how far it is served. */
 struct kvf_tcp_job {
