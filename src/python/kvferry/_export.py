@@ -17,13 +17,13 @@ import ctypes
 import pickle
 import struct
 import sys
-from typing import Any, Type, TypeVar
+from typing import Any, List, Type, TypeVar
 
 T = TypeVar("T")
 
 # struct _typeobject: ob_base (24 bytes), then tp_as_buffer is the 18th word.
 _AS_BUFFER = 24 + 17 * 8
-_keep: list = []
+_keep: List[Any] = []
 
 
 def tracked(view: memoryview) -> memoryview:
@@ -63,9 +63,8 @@ def exports(cls: Type[T]) -> Type[T]:
 
         def __release_buffer__(self: Any, view: memoryview) -> None:
             """Nothing to do, but numpy looks whether it is there."""
-        cls.__buffer__ = __buffer__  # type: ignore[attr-defined]
-        cls.__release_buffer__ = (  # type: ignore[attr-defined]
-            __release_buffer__)
+        setattr(cls, "__buffer__", __buffer__)
+        setattr(cls, "__release_buffer__", __release_buffer__)
     elif _slots_known():
         slots = ctypes.c_void_p.from_address(id(cls) + _AS_BUFFER).value or 0
         if not id(cls) < slots < id(cls) + cls.__sizeof__(cls):

@@ -18,7 +18,7 @@ from .buffers import Buffer, Payload, Region
 from .client import default_endpoint, put_options
 from .engine import Call, Engine, Request, now
 from .errors import KvferryError, PeerUnreachable
-from .ops import From, Get, Into, PutResult
+from .ops import From, Get, Into, PutResult, R
 from .windows import WindowOps
 
 
@@ -124,9 +124,9 @@ class AsyncClient(BlockOps, WindowOps):
             self._loop.call_later(max(0.001, call.wake_at - now()),
                                   self._tick, call)
 
-    async def _run(self, op: ops.Op) -> Any:
+    async def _run(self, op: ops.Op[R]) -> R:
         try:
-            request = op.send(None)
+            request = next(op)
             while True:
                 try:
                     result = await self._call(request)
@@ -135,7 +135,8 @@ class AsyncClient(BlockOps, WindowOps):
                 else:
                     request = op.send(result)
         except StopIteration as end:
-            return end.value
+            value: R = end.value
+            return value
 
     # ---- life --------------------------------------------------------------
 

@@ -55,7 +55,7 @@ def pull(e: Engine, layout: int, source: Union[Mapping[str, Any], str],
          blocks: Sequence[BlocksLike], *,
          from_: Union[int, Worker, None] = None,
          timeout: Optional[float] = None,
-         together: Optional[Tuple[str, int]] = None) -> Op:
+         together: Optional[Tuple[str, int]] = None) -> Op[Any]:
     """See BlockOps.pull."""
     if timeout is not None and timeout <= 0:
         raise ValueError("a pull waits for its publication: timeout > 0, or "
@@ -81,7 +81,7 @@ class BlockOps:
 
     _engine: Engine
 
-    def _run(self, op: Op) -> Any:
+    def _run(self, op: Op[Any]) -> Any:
         raise NotImplementedError
 
     def layout(self, *, tp: int, rank: int, bs: int, nblocks: int,

@@ -19,7 +19,7 @@ from .blocks import BlockOps
 from .buffers import Buffer, Payload, Region
 from .engine import INF, Call, Engine, Request, now
 from .errors import ClientClosed, KvferryError, PeerUnreachable
-from .ops import From, Get, Into, PutResult
+from .ops import From, Get, Into, PutResult, R
 from .windows import WindowOps
 
 
@@ -196,10 +196,10 @@ class Client(BlockOps, WindowOps):
             raise call.error
         return call.result
 
-    def _run(self, op: ops.Op) -> Any:
+    def _run(self, op: ops.Op[R]) -> R:
         """Runs an operation of ops.py."""
         try:
-            request = op.send(None)
+            request = next(op)
             while True:
                 try:
                     result = self._call(request)
@@ -208,7 +208,8 @@ class Client(BlockOps, WindowOps):
                 else:
                     request = op.send(result)
         except StopIteration as end:
-            return end.value
+            value: R = end.value
+            return value
 
     # ---- life --------------------------------------------------------------
 
@@ -498,12 +499,12 @@ class Client(BlockOps, WindowOps):
 class PendingGet:
     """A get or pull under way, from Client.start_get or start_pull."""
 
-    def __init__(self, client: Client, op: ops.Op) -> None:
+    def __init__(self, client: Client, op: ops.Op[Any]) -> None:
         self._client, self._op = client, op
         self._lock = threading.Lock()
         self._payload: Any = None
         self._error: Optional[BaseException] = None
-        self._call = client._engine.submit(op.send(None), client._on_done)
+        self._call = client._engine.submit(next(op), client._on_done)
 
     def done(self) -> bool:
         """True when result() would not block."""

@@ -22,7 +22,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from typing import Any, Callable, Deque, Dict, List, Optional, Tuple
+from typing import Any, Callable, Deque, Dict, List, Optional, Set, Tuple
 
 import msgpack
 import zmq
@@ -41,7 +41,7 @@ _EVENTS, _RCVMORE, _POLLIN = (int(x) for x in (zmq.EVENTS, zmq.RCVMORE,
                                                zmq.POLLIN))
 # Socket.get and send of pyzmq's backend: those of zmq.Socket turn each flag
 # into an enum, which costs more than the call.
-_get = zmq.backend.Socket.get
+_get: Callable[[Any, int], Any] = zmq.backend.Socket.get
 _sock_send = zmq.backend.Socket.send
 _sock_recv = zmq.backend.Socket.recv
 _engines: "weakref.WeakSet[Engine]" = weakref.WeakSet()
@@ -119,8 +119,8 @@ class Engine:
         self.ctx.set(zmq.BLOCKY, False)
         self.sock: Any = None
         self.mon: Any = None
-        self.wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) \
-            if hasattr(os, "eventfd") else -1
+        self.wake_fd: int = getattr(os, "eventfd", lambda *a: -1)(
+            0, os.O_NONBLOCK | os.O_CLOEXEC)  # from Python 3.10 on
         self.wake_pipe = (-1, -1)
         if self.wake_fd < 0:
             self.wake_pipe = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -141,7 +141,7 @@ class Engine:
         self.old: Optional[bytes] = None  # incarnation still to be `unmapped`
         self.foreign = 0        # views into other pools: of this session,
         self.old_foreign = 0    # of those before
-        self.leases: set = set()
+        self.leases: Set[Lease] = set()
         self.last_rx = now()
         self.events: Deque[Dict[str, Any]] = deque(maxlen=65536)
         self.on_socket: Optional[Callable[[], None]] = None
@@ -485,7 +485,8 @@ class Engine:
         self.calls, self.queue = {}, []
         if sock is not None:
             sock.disable_monitor()
-            mon.close(0)
+            if mon is not None:
+                mon.close(0)
             sock.close()  # LINGER is 0, but for the bye of an exit
             self._changed()
         for call in calls:

@@ -11,7 +11,7 @@ import logging
 import os
 import threading
 import time
-from typing import Any, Dict, Mapping, Optional, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 import msgpack
 
@@ -25,7 +25,7 @@ try:
     from vllm_omni.distributed.omni_connectors.connectors.base import (
         OmniConnectorBase as _Base)
 except ImportError:
-    _Base = object  # type: ignore[assignment,misc]
+    _Base = object
 
 log = logging.getLogger("kvferry.omni")
 Endpoint = Tuple[str, int]
@@ -69,7 +69,7 @@ def _endpoint(metadata: Any, key: str) -> Optional[Endpoint]:
     return None
 
 
-class KvferryConnector(_Base):  # type: ignore[misc,valid-type]
+class KvferryConnector(_Base):  # type: ignore[misc]
     """A connector on the kvferryd of this worker.
 
     `config`, all optional: role (sender, receiver, dual), engine_endpoint or
@@ -98,7 +98,7 @@ class KvferryConnector(_Base):  # type: ignore[misc,valid-type]
         self._counts = dict.fromkeys(
             ("puts", "gets", "bytes_transferred", "errors", "timeouts"), 0)
         self._keys: Dict[str, Tuple[str, str, str]] = {}
-        self._pending: Dict[str, list] = {}
+        self._pending: Dict[str, List[Any]] = {}
         self._senders: Dict[int, Endpoint] = {}
         self._sender = _endpoint(
             {"source_host": c.get("sender_host"),

@@ -68,12 +68,11 @@ def _default(o: Any) -> Any:
         return msgpack.ExtType(_ARRAY, _array_ext(o))
     if np is not None and isinstance(o, np.generic):
         return o.item()
-    if isinstance(o, (dict, list, str, bytes, int, float, memoryview)):
-        # strict_types sends subclasses here: send them as their base.
-        for base in (dict, list, str, bytes, int, float):
-            if isinstance(o, base):
-                return base(o)
-        return bytes(o)
+    if isinstance(o, memoryview):
+        return o.tobytes()
+    for base in (dict, list, str, bytes, int, float):
+        if isinstance(o, base):  # strict_types sends subclasses here
+            return base(o)
     raise TypeError(f"{type(o).__module__}.{type(o).__name__} cannot be sent "
                     "without vLLM-Omni's serializer")
 

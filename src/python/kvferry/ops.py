@@ -7,13 +7,14 @@ nothing that blocks.
 from __future__ import annotations
 
 from typing import (Any, Dict, Generator, List, Mapping, NamedTuple, Optional,
-                    Sequence, Tuple, Union)
+                    Sequence, Tuple, TypeVar, Union)
 
 from .buffers import Buffer, Payload, Region, Segment, Source
 from .engine import INF, Engine, Lease, Request
 from .errors import Internal, KvferryError, Stale, Unsupported, error_for
 
-Op = Generator[Request, Tuple[Dict[str, Any], bytes], Any]
+R = TypeVar("R")
+Op = Generator[Request, Tuple[Dict[str, Any], bytes], R]
 
 
 class Worker(NamedTuple):
@@ -45,7 +46,7 @@ def key_for(request_id: str, from_stage: int, to_stage: int) -> str:
 
 
 def simple(op: str, fields: Optional[Dict[str, Any]] = None,
-           result: Optional[str] = None, limit: float = 0) -> Op:
+           result: Optional[str] = None, limit: float = 0) -> Op[Any]:
     reply, _ = yield Request(op, fields, None, limit)
     if result is not None:
         return reply.get(result)
@@ -54,7 +55,7 @@ def simple(op: str, fields: Optional[Dict[str, Any]] = None,
 
 # ---- put ---------------------------------------------------------------------
 
-def alloc(e: Engine, size: int) -> Op:
+def alloc(e: Engine, size: int) -> Op[Buffer]:
     reply, _ = yield Request("alloc", {"size": size})
     if e.pool is None:
         yield Request("free", {"buffer": reply["buffer"]})
@@ -92,7 +93,7 @@ def segments_of(e: Engine, data: Any) -> Optional[List[Segment]]:
 
 
 def put(e: Engine, key: str, data: Any, options: Dict[str, Any],
-        inline_max: int = 4096) -> Op:
+        inline_max: int = 4096) -> Op[PutResult]:
     """Small things travel in the request, others through the pool."""
     fields = {"key": key, **options}
     if isinstance(data, Payload):
@@ -113,7 +114,8 @@ def put(e: Engine, key: str, data: Any, options: Dict[str, Any],
         return (yield from _put_segments(fields, [buffer.segment()]))
 
 
-def _put_segments(fields: Dict[str, Any], segments: List[Segment]) -> Op:
+def _put_segments(fields: Dict[str, Any],
+                  segments: List[Segment]) -> Op[PutResult]:
     fields["segments"] = [s.wire() for s in segments]
     reply, _ = yield Request("put", fields)
     for s in segments:
@@ -214,7 +216,7 @@ def _into_pieces(e: Engine, into: Into) -> List[memoryview]:
 
 def get(e: Engine, key: str, source: From, timeout: Optional[float],
         mode: str, into: Optional[Into], generation: Optional[int],
-        verify: bool) -> Op:
+        verify: bool) -> Op[Payload]:
     fields = get_fields(e, key, source, mode, into, generation)
     limit = time_fields(timeout, fields)
     reply, frame = yield Request("get", fields, None, limit)
@@ -239,9 +241,11 @@ class Get(NamedTuple):
 
 
 def mget(e: Engine, gets: Sequence[Union[str, Get]],
-         timeout: Optional[float], source: From, all_or_nothing: bool) -> Op:
+         timeout: Optional[float], source: From, all_or_nothing: bool
+         ) -> Op[List[Union[Payload, KvferryError]]]:
     items = [Get(g, source) if isinstance(g, str) else g for g in gets]
-    wire, limit = [], 0.0
+    wire: List[Dict[str, Any]] = []
+    limit = 0.0
     fields: Dict[str, Any] = {"gets": wire}
     if timeout is not None and timeout <= 0:
         items = [i._replace(timeout=0) if i.timeout is None else i
@@ -274,14 +278,14 @@ def mget(e: Engine, gets: Sequence[Union[str, Get]],
 
 # ---- memory of one's own -----------------------------------------------------
 
-def register(e: Engine, region: Region) -> Op:
+def register(e: Engine, region: Region) -> Op[Region]:
     reply, _ = yield Request("register", {"fd": region.fd,
                                           "size": region.size})
     region.id = reply["region"]
     return region
 
 
-def unregister(e: Engine, region: Region) -> Op:
+def unregister(e: Engine, region: Region) -> Op[None]:
     if region.id:
         yield Request("unregister", {"region": region.id})
         region.id = 0

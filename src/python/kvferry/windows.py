@@ -67,7 +67,7 @@ def _moved(r: Dict[str, Any]) -> Moved:
 
 
 def _expose(e: Engine, name: str, memory: Union[int, Region], writable: bool
-            ) -> Op:
+            ) -> Op[Any]:
     f: Dict[str, Any] = {"name": name, "writable": writable}
     if isinstance(memory, Region):
         f["region"] = memory.id
@@ -85,13 +85,13 @@ def _expose(e: Engine, name: str, memory: Union[int, Region], writable: bool
                   pool)
 
 
-def _unexpose(window: Window) -> Op:
+def _unexpose(window: Window) -> Op[Any]:
     yield Request("unexpose", {"window": window.window})
     window._mv = None
 
 
 def _move(e: Engine, op: str, fields: Dict[str, Any], data: Any,
-          timeout: Optional[float], inline: bool) -> Op:
+          timeout: Optional[float], inline: bool) -> Op[Any]:
     """push and write: from segments, or through a buffer that goes back."""
     limit = ops.time_fields(timeout, fields)
     segments = ops.segments_of(e, data)
@@ -112,7 +112,7 @@ def _move(e: Engine, op: str, fields: Dict[str, Any], data: Any,
 
 
 def _read(e: Engine, fields: Dict[str, Any], into: Optional[Into],
-          size: Optional[int], timeout: Optional[float]) -> Op:
+          size: Optional[int], timeout: Optional[float]) -> Op[Any]:
     limit = ops.time_fields(timeout, fields)
     if into is not None:
         segments = ops.segments_of(e, into)
@@ -143,7 +143,7 @@ class WindowOps:
 
     _engine: Engine
 
-    def _run(self, op: Op) -> Any:
+    def _run(self, op: Op[Any]) -> Any:
         raise NotImplementedError
 
     def push(self, key: str, data: Any, to: Target, *,
