@@ -157,11 +157,11 @@ static void on_deadline(struct kvf_timer *t)
     default:
         kvf_get_because(
             g, KVF_TRANSFER_TIMEOUT,
-            "%llu of %llu bytes had come from %s after %llu ms",
+            "%llu of %llu bytes had come from %s after %llu ms%s",
             (unsigned long long)(g->pull != NULL ? g->pull->xfer.bytes_done
                                                  : 0),
             (unsigned long long)(g->grant != NULL ? g->grant->size : 0), owner,
-            ms);
+            ms, kvf_way_awaited(&g->retry));
         break;
     }
     kvf_get_feed(g, KVF_GET_EV_STOP);

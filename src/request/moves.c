@@ -144,9 +144,9 @@ static void on_deadline(struct kvf_timer *t)
     default:
         kvf_move_because(
             m, KVF_TRANSFER_TIMEOUT,
-            "%llu of %llu bytes had moved (%s) after %llu ms",
+            "%llu of %llu bytes had moved (%s) after %llu ms%s",
             (unsigned long long)(m->has_xfer ? m->xfer.bytes_done : 0),
-            (unsigned long long)m->size, name, ms);
+            (unsigned long long)m->size, name, ms, kvf_way_awaited(&m->retry));
         break;
     }
     kvf_move_feed(m, KVF_MOVE_EV_STOP);

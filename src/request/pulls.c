@@ -335,6 +335,7 @@ static void on_deadline(struct kvf_timer *t)
     struct kvf_pull *p = kvf_container_of(t, struct kvf_pull, deadline);
     unsigned long long ms =
         (p->ps->env.sched->now_ns - p->t_start) / KVF_NS_PER_MS;
+    const char *awaited = "";
     uint64_t done = 0, all = 0;
     struct kvf_why why;
 
@@ -355,10 +356,12 @@ static void on_deadline(struct kvf_timer *t)
             all += (uint64_t)p->sources[i].bytes;
             if (p->sources[i].xfer_made)
                 done += p->sources[i].xfer.bytes_done;
+            if (*awaited == '\0')
+                awaited = kvf_way_awaited(&p->sources[i].retry);
         }
         kvf_fail(&why, KVF_TRANSFER_TIMEOUT,
-                 "%" PRIu64 " of %" PRIu64 " bytes had come after %llu ms",
-                 done, all, ms);
+                 "%" PRIu64 " of %" PRIu64 " bytes had come after %llu ms%s",
+                 done, all, ms, awaited);
     }
     kvf_pull_fail(p, &why);
 }

@@ -11,13 +11,14 @@ void kvf_retry_init(struct kvf_retry *r, void (*again)(struct kvf_retry *r))
 static void next_transport(struct kvf_retry *r, const struct kvf_conf *c,
                            uint64_t *fallbacks)
 {
-    if (r->proto_at < c->n_protocol &&
-        c->protocol[r->proto_at] != KVF_PROTO_TCP) {
+    unsigned before = r->proto_at;
+
+    if (before < c->n_protocol && c->protocol[before] != KVF_PROTO_TCP)
         r->proto_at++;
-        ++*fallbacks;
-    }
     if (r->proto_at >= c->n_protocol)
         r->proto_at = 0;
+    if (before < c->n_protocol && r->proto_at != before)
+        ++*fallbacks;
 }
 
 unsigned kvf_retry_failed(struct kvf_retry *r, const struct kvf_conf *c,

@@ -76,6 +76,8 @@ enum kvf_way kvf_way_find(struct kvf_retry *r, const struct kvf_conf *c,
 /* After KVF_WAY_WAIT for a link: r->again comes, once, from the loop. False: it
  * is up already, or cannot come: look again at once. */
 bool kvf_way_wait(struct kvf_retry *r, struct kvf_peer *peer);
+/* For the words of a deadline: that a link is waited for, or "". */
+const char *kvf_way_awaited(const struct kvf_retry *r);
 /* r->again will not come. Idempotent. */
 void kvf_way_leave(struct kvf_retry *r);
 #endif

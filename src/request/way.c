@@ -105,6 +105,13 @@ bool kvf_way_wait(struct kvf_retry *r, struct kvf_peer *peer)
     return kvf_peer_await_rdma(peer, &r->wait);
 }
 
+const char *kvf_way_awaited(const struct kvf_retry *r)
+{
+    return kvf_list_empty(&r->wait.node)
+               ? ""
+               : ": the rdma link, the only way left, was still coming up";
+}
+
 void kvf_way_leave(struct kvf_retry *r)
 {
     kvf_list_unlink(&r->wait.node);

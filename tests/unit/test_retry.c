@@ -106,6 +106,10 @@ static void test_the_next_transport_follows_and_tcp_stays(void **state)
     kvf_retry_failed(&r, &conf, &f, &fallbacks);
     assert_int_equal(r.proto_at, 0);
     assert_int_equal(fallbacks, 2);
+    protocols("r"); /* the same once more is no fallback */
+    kvf_retry_failed(&r, &conf, &f, &fallbacks);
+    assert_int_equal(r.proto_at, 0);
+    assert_int_equal(fallbacks, 2);
 }
 
 static void test_the_last_attempt_is_the_last(void **state)
@@ -274,7 +278,9 @@ static void test_a_link_that_comes_up_is_waited_for(void **state)
     w.grant.rdma_soon = true;
     assert_int_equal(find(&w, 0), KVF_WAY_WAIT);
     assert_int_equal(w.r.pause, KVF_PAUSE_LINK);
+    assert_string_equal(kvf_way_awaited(&w.r), "");
     assert_true(kvf_way_wait(&w.r, &w.peer));
+    assert_non_null(strstr(kvf_way_awaited(&w.r), "coming up"));
     turn(3000 * MS);
     assert_int_equal(w.calls, 0);
     w.peer.rdma.state = KVF_LINK_UP;
@@ -282,6 +288,7 @@ static void test_a_link_that_comes_up_is_waited_for(void **state)
     assert_int_equal(w.calls, 0); /* never from inside */
     turn(0);
     assert_int_equal(w.calls, 1);
+    assert_string_equal(kvf_way_awaited(&w.r), "");
     /* What was granted before has no keys: given back and asked for again. */
     assert_int_equal(find(&w, 0), KVF_WAY_WAIT);
     assert_int_equal(w.r.pause, KVF_PAUSE_OWNER);
