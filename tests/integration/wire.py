@@ -37,7 +37,10 @@ def why_not():
     except (OSError, subprocess.CalledProcessError) as e:
         return f"no network namespaces: {getattr(e, 'stderr', '') or e}"
     try:
+        ip("-n", name, "link", "show")  # needs a / that is a mount: no chroot
         os.close(tun_in(name, "kvfprobe"))
+    except subprocess.CalledProcessError as e:
+        return f"no network namespaces: {e.stderr.strip()}"
     except OSError as e:
         return f"no TUN device: {e}"
     finally:
