@@ -39,8 +39,8 @@ SUITES = {
     "integration": ("pytest", "release", 540),
     "integration:asan": ("pytest", "asan", 540),
     "python": ("pytest", "release", 300),
-    "rdma": ("pytest", "release", 540),
-    "rdma:asan": ("pytest", "asan", 540),
+    "rdma": ("pytest", "release", 720),
+    "rdma:asan": ("pytest", "asan", 720),
 }
 QUICK = ["lint", "unit:asan", "layout", "sim:asan", "conformance:asan",
          "integration", "python"]
