@@ -448,13 +448,11 @@ static void log_retry(const struct kvf_get *g, uint64_t ns)
 void kvf_get_backoff(struct kvf_get *g)
 {
     struct kvf_sched *s = g->gs->env.sched;
-    uint64_t ns = 0;
+    uint64_t ns;
 
-    if (g->retry.pause == KVF_PAUSE_LINK && kvf_way_wait(&g->retry, g->peer))
+    if (!kvf_way_pause(&g->retry, g->gs->env.conf, g->gs->env.rng, g->peer,
+                       g->m.attempts, &ns))
         return;
-    if (g->retry.pause != KVF_PAUSE_LINK)
-        ns = kvf_retry_pause_ns(&g->retry, g->gs->env.conf, g->gs->env.rng,
-                                g->m.attempts);
     if (g->retry.pause == KVF_PAUSE_BACKOFF)
         log_retry(g, ns);
     kvf_timer_set(s, &g->pause, s->now_ns + ns);

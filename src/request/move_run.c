@@ -208,13 +208,11 @@ static void log_retry(const struct kvf_move *m, uint64_t ns)
 void kvf_move_backoff(struct kvf_move *m)
 {
     struct kvf_sched *s = m->ms->env.sched;
-    uint64_t ns = 0;
+    uint64_t ns;
 
-    if (m->retry.pause == KVF_PAUSE_LINK && kvf_way_wait(&m->retry, m->peer))
+    if (!kvf_way_pause(&m->retry, m->ms->env.conf, m->ms->env.rng, m->peer,
+                       m->m.attempts, &ns))
         return;
-    if (m->retry.pause != KVF_PAUSE_LINK)
-        ns = kvf_retry_pause_ns(&m->retry, m->ms->env.conf, m->ms->env.rng,
-                                m->m.attempts);
     if (m->retry.pause == KVF_PAUSE_BACKOFF)
         log_retry(m, ns);
     kvf_timer_set(s, &m->pause, s->now_ns + ns);

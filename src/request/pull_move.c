@@ -222,13 +222,12 @@ static void log_retry(const struct kvf_pull_source *s, uint64_t ns,
 static void pause_source(struct kvf_pull_source *s, const char *cause)
 {
     const struct kvf_pulls_env *env = &s->pull->ps->env;
-    uint64_t ns = 0;
+    uint64_t ns;
 
     s->state = KVF_SOURCE_PAUSED;
-    if (s->retry.pause == KVF_PAUSE_LINK && kvf_way_wait(&s->retry, s->peer))
+    if (!kvf_way_pause(&s->retry, env->conf, env->rng, s->peer, s->attempts,
+                       &ns))
         return;
-    if (s->retry.pause != KVF_PAUSE_LINK)
-        ns = kvf_retry_pause_ns(&s->retry, env->conf, env->rng, s->attempts);
     if (s->retry.pause == KVF_PAUSE_BACKOFF)
         log_retry(s, ns, cause);
     kvf_timer_set(env->sched, &s->pause, env->sched->now_ns + ns);

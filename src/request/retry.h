@@ -76,6 +76,11 @@ enum kvf_way kvf_way_find(struct kvf_retry *r, const struct kvf_conf *c,
 /* After KVF_WAY_WAIT for a link: r->again comes, once, from the loop. False: it
  * is up already, or cannot come: look again at once. */
 bool kvf_way_wait(struct kvf_retry *r, struct kvf_peer *peer);
+/* What r->pause asks for after `attempts`. True: go on after *ns (0: at once).
+ * False: r->again comes when the link is up or has failed. */
+bool kvf_way_pause(struct kvf_retry *r, const struct kvf_conf *c,
+                   struct kvf_rng *rng, struct kvf_peer *peer,
+                   unsigned attempts, uint64_t *ns);
 /* For the words of a deadline: that a link is waited for, or "". */
 const char *kvf_way_awaited(const struct kvf_retry *r);
 /* r->again will not come. Idempotent. */

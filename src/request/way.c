@@ -105,6 +105,17 @@ bool kvf_way_wait(struct kvf_retry *r, struct kvf_peer *peer)
     return kvf_peer_await_rdma(peer, &r->wait);
 }
 
+bool kvf_way_pause(struct kvf_retry *r, const struct kvf_conf *c,
+                   struct kvf_rng *rng, struct kvf_peer *peer,
+                   unsigned attempts, uint64_t *ns)
+{
+    *ns = 0;
+    if (r->pause == KVF_PAUSE_LINK)
+        return !kvf_way_wait(r, peer);
+    *ns = kvf_retry_pause_ns(r, c, rng, attempts);
+    return true;
+}
+
 const char *kvf_way_awaited(const struct kvf_retry *r)
 {
     return kvf_list_empty(&r->wait.node)

@@ -74,6 +74,8 @@ uint64_t put(const char *key, uint64_t size, uint64_t readers);
 void run(uint64_t ms);
 /* A line of its own in the trace. */
 void note(const char *text);
+/* The next n messages DONE are lost (golden_faults.c). */
+void lose_dones(unsigned n);
 /* Cancels a get of node 0 and lets 50 ms pass. */
 void cancel(struct sim_get *g);
 /* A session first, so that the trace begins with the get. */

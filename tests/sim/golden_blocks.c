@@ -114,26 +114,10 @@ void s_blocks_sender_restarts(void)
     run(3000);
 }
 
-static unsigned lose_done;
-
-static bool drop_done(struct sim *s, unsigned from, unsigned to,
-                      enum kvf_peer_type type)
-{
-    (void)s;
-    (void)from;
-    (void)to;
-    if (type != KVF_PEER_DONE || lose_done == 0)
-        return true;
-    lose_done--;
-    note("DONE is lost");
-    return false;
-}
-
 void s_blocks_done_lost(void)
 {
     meet();
-    lose_done = 3;
-    sim->pass = drop_done;
+    lose_dones(3);
     bw_publish_all(&bw, 0, TTL);
     both(0, NULL);
     run(5000);

@@ -44,11 +44,16 @@ static bool drop_done(struct sim *s, unsigned from, unsigned to,
     return false;
 }
 
+void lose_dones(unsigned n)
+{
+    lose_done = n;
+    sim->pass = drop_done;
+}
+
 void s_done_lost(void)
 {
     connect_first();
-    lose_done = 2;
-    sim->pass = drop_done;
+    lose_dones(2);
     put("k", 100, 1);
     get("k", &patient);
     run(5000);
