@@ -20,6 +20,7 @@ struct target {
     struct kvferry_window data, ctl;
     struct pair_status *status;
     struct pair_daemon daemon;
+    int ping_status; /* of the last ping; written until the handle is closed */
 };
 
 static uint64_t wrong_blocks(const uint8_t *data, const struct pair_order *o)
@@ -156,29 +157,32 @@ static int tell(struct target *t)
 static void pinged(struct kvferry *h, void *user,
                    const struct kvferry_result *r)
 {
+    struct target *t = user;
+
     (void)h;
-    *(int *)user = r->status;
+    t->ping_status = r->status;
 }
 
 /* Once a second it asks whether its daemon is still there. */
 static int serve(struct target *t)
 {
     uint64_t next = 0;
-    int status = 0;
 
-    while (!pair_interrupted() && status == 0) {
+    while (!pair_interrupted() && t->ping_status == 0) {
         if (!pair_daemon_runs(&t->daemon)) {
             fprintf(stderr, "kvferry bench: the target's kvferryd ended\n");
             return KVF_PEER_UNREACHABLE;
         }
         if (bench_now() >= next && kvferry_outstanding(t->h) == 0) {
-            kvferry_ping_async(t->h, pinged, &status, NULL);
+            kvferry_ping_async(t->h, pinged, t, NULL);
             next = bench_now() + 1000000000ull;
         }
         if (kvferry_wait(t->h, 200) < 0)
             break;
     }
-    return status == 0 ? 0 : cli_failed(t->h, status, "target");
+    if (t->ping_status != 0)
+        return cli_failed(t->h, t->ping_status, "target");
+    return 0;
 }
 
 int pair_target(struct pair *p)

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import threading
+import time
 
 import pytest
 
@@ -190,7 +191,7 @@ def test_a_byte_broken_at_the_target_is_seen(target, make):
     """The target fills its window, one byte is changed behind its back, and
     its own eyes find the block."""
     d = make(conf=CLUSTER)
-    t = target("--engine", d.endpoint, "--buffer-size", "1MiB")
+    t = target("--engine", d.endpoint, "--buffer-size", "16MiB")
     host, port = t.at.rsplit(":", 1)
     c = make(1, conf=CLUSTER).engine()
     where = {"target": {"host": host, "port": int(port)}}
@@ -257,6 +258,19 @@ def test_initiator_is_interrupted(target):
     i.send_signal(signal.SIGINT)
     rc, out, _ = finish(i)
     assert rc == 0 and "Test completed: duration" in out
+
+
+def test_target_ends_while_its_ping_is_unanswered(target, make):
+    """The answer's place must outlive the loop: closing fails what is open."""
+    d = make(conf=CLUSTER)
+    t = target("--engine", d.endpoint, "--buffer-size", "16MiB")
+    d.proc.send_signal(signal.SIGSTOP)
+    try:
+        time.sleep(1.5)  # it pings once a second
+        rc, out, err = t.end()
+    finally:
+        d.proc.send_signal(signal.SIGCONT)
+    assert (rc, out, err) == (0, "", "")
 
 
 def test_two_initiators_and_running_daemons(target, make):
