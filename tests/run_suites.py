@@ -2,7 +2,9 @@
 
 Happy path: two builds (release; ASan+UBSan), then each suite under its own
 deadline, its counts read from meson's JSON log or pytest's JUnit file, every
-skip printed with its reason, and one last line with the sums.
+skip printed with its reason, and one last line with the sums. The suites of
+the test guests, whose emulated processors keep one core busy, run beside the
+others, which mostly wait.
 Failure modes: a build that fails, a suite that ends without a readable result
 and a suite that passes its deadline each count as one failure and are named.
 """
@@ -14,6 +16,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import xml.etree.ElementTree as ET
 
@@ -36,35 +39,44 @@ SUITES = {
     "layout": ("meson", "release", 120),
     "layout:asan": ("meson", "asan", 180),
     "fuzz": ("meson", "asan", 240),
-    "integration": ("pytest", "release", 540),
-    "integration:asan": ("pytest", "asan", 540),
+    "integration": ("pytest", "release", 660),
+    "integration:asan": ("pytest", "asan", 660),
     "python": ("pytest", "release", 300),
-    "rdma": ("pytest", "release", 720),
-    "rdma:asan": ("pytest", "asan", 720),
+    "rdma": ("pytest", "release", 900),
+    "rdma:asan": ("pytest", "asan", 900),
 }
 QUICK = ["lint", "unit:asan", "layout", "sim:asan", "conformance:asan",
          "integration", "python"]
 SHARDS = {"rdma": 1}  # a guest has as many processors as this machine
+BESIDE = ("rdma", "rdma:asan")  # one after the other, beside all others
 
 AGAIN_MAX = 3  # failed tests of a shard that get a second run
+SANITIZER = re.compile(r"(Address|Leak)Sanitizer|runtime error:")
+SAYING = threading.Lock()
 
 
 class Tally:
+    """Counts of all suites, and what is to be run once more at the end."""
+
     def __init__(self):
         self.passed = self.failed = self.skipped = 0
+        self.again = []  # (label, environment, pytest's name of a test)
+        self.lock = threading.Lock()
 
     def add(self, passed, failed, skipped):
-        self.passed += passed
-        self.failed += failed
-        self.skipped += skipped
+        with self.lock:
+            self.passed += passed
+            self.failed += failed
+            self.skipped += skipped
 
     def fail(self, text):
-        self.failed += 1
+        self.add(0, 1, 0)
         say(f"FAILED {text}")
 
 
 def say(text):
-    print(text, flush=True)
+    with SAYING:
+        print(text, flush=True)
 
 
 def build_dir(name):
@@ -229,40 +241,36 @@ def junit(path, label, tally_list):
 
 
 def failed_ids(xml):
-    """What pytest calls the tests that failed; None when it cannot be told."""
+    """What pytest calls the tests that failed; empty when it cannot be told,
+    or when a sanitizer had something to say: that is no matter of time."""
     ids = []
     try:
         cases = ET.parse(xml).getroot().iter("testcase")
     except (OSError, ET.ParseError):
-        return None
+        return []
     for case in cases:
-        if case.find("failure") is None and case.find("error") is None:
+        bad = [x for x in case if x.tag in ("failure", "error")]
+        if not bad:
             continue
         path = case.get("classname", "").replace(".", "/") + ".py"
-        if not os.path.isfile(path):
-            return None
+        if not os.path.isfile(path) or any(
+                SANITIZER.search(x.get("message", "") + (x.text or ""))
+                for x in bad):
+            return []
         ids.append(f"{path}::{case.get('name')}")
-    return ids
+    return sorted(set(ids))
 
 
-def second_chance(label, env, xml, counts):
+def second_chances(tally):
     """Some tests race real processes against a clock on a machine that others
-    use, too. A few that failed run once more, alone; those that pass then are
-    counted as passed and named, so that nobody takes them for quiet ones."""
-    ids = failed_ids(xml)
-    if not ids or len(ids) > AGAIN_MAX:
-        return
-    for one in ids:
-        try:
-            again = subprocess.run(
-                [PY, "-m", "pytest", "-q", "-p", "no:cacheprovider", one],
-                env=dict(env, KVF_SHARD=""), stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL, timeout=120, check=False)
-        except subprocess.TimeoutExpired:
-            continue
-        if again.returncode == 0:
-            counts[0] += 1
-            counts[1] -= 1
+    use, too. A few that failed run once more, when all else has ended; those
+    that pass then are counted as passed and named, so that nobody takes them
+    for quiet ones."""
+    for label, env, one in tally.again:
+        status, _ = run([PY, "-m", "pytest", "-q", "-p", "no:cacheprovider",
+                         one], 180, dict(env, KVF_SHARD=""))
+        if status == 0:
+            tally.add(1, -1, 0)
             say(f"PASSED AT THE SECOND RUN {label} {one}")
 
 
@@ -302,11 +310,27 @@ def run_pytest(label, build_name, seconds, quick, tally):
         if status not in (0, 5):
             log.seek(0)
             say(tail(log.read().decode(errors="replace"), 150))
-            second_chance(label, env, xml, counts)
+            ids = failed_ids(xml)
+            if len(ids) <= AGAIN_MAX:
+                tally.again += [(label, env, one) for one in ids]
         log.close()
     tally.add(*counts)
     say(f"{label}: {counts[0]} passed, {counts[1]} failed, "
         f"{counts[2]} skipped")
+
+
+def run_lane(labels, built, quick, tally):
+    """Suites, one after the other."""
+    for label in labels:
+        kind, build_name, seconds = SUITES[label]
+        began = time.monotonic()
+        if not built[build_name]:
+            tally.fail(f"{label}: not run, the {build_name} build failed")
+        elif kind == "meson":
+            run_meson(label, label.split(":")[0], build_name, seconds, tally)
+        else:
+            run_pytest(label, build_name, seconds, quick, tally)
+        say(f"{label}: took {time.monotonic() - began:.0f} s")
 
 
 def main():
@@ -333,14 +357,12 @@ def main():
     for name in BUILDS:
         if any(SUITES[s][1] == name for s in wanted):
             built[name] = build(name, tally)
-    for label in wanted:
-        kind, build_name, seconds = SUITES[label]
-        if not built[build_name]:
-            tally.fail(f"{label}: not run, the {build_name} build failed")
-        elif kind == "meson":
-            run_meson(label, label.split(":")[0], build_name, seconds, tally)
-        else:
-            run_pytest(label, build_name, seconds, args.quick, tally)
+    beside = threading.Thread(target=run_lane, args=(
+        [s for s in wanted if s in BESIDE], built, args.quick, tally))
+    beside.start()
+    run_lane([s for s in wanted if s not in BESIDE], built, args.quick, tally)
+    beside.join()
+    second_chances(tally)
     say(f"took {time.monotonic() - began:.0f} s")
     line = f"{tally.passed} passed, {tally.failed} failed"
     if tally.skipped:
