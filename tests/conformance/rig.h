@@ -63,6 +63,16 @@ struct rig {
     struct rig_rdma rdma;
 };
 
+/* How much of something a kind is given: an emulated device moves 100 MB/s, a
+ * simulated one goes byte by byte. */
+static inline uint64_t rig_most(enum rig_kind kind, uint64_t real,
+                                uint64_t device, uint64_t sim)
+{
+    return kind == RIG_SIM           ? sim
+           : kind == RIG_RDMA_DEVICE ? device
+                                     : real;
+}
+
 struct pull {
     struct kvf_xfer x;
     struct rig *rig;

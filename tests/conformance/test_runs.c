@@ -63,15 +63,17 @@ static void pull_all(struct scat *p)
 
 static void sizes(enum rig_kind kind)
 {
-    static const uint64_t all[] = {1, 4097, 300 * KIB + 7, 40 * MIB + 3};
+    static const uint64_t all[] = {1, 4097, 300 * KIB + 7, 12 * MIB + 3,
+                                   40 * MIB + 3};
+    uint64_t most = rig_most(kind, UINT64_MAX, 16 * MIB, 8 * MIB);
     struct kvf_rng rng;
 
     kvf_rng_seed(&rng, 21);
     for (unsigned i = 0; i < sizeof all / sizeof *all; i++) {
         struct rig r;
 
-        if (kind == RIG_SIM && all[i] > 8 * MIB)
-            continue; /* moves byte by byte */
+        if (all[i] > most)
+            continue;
         rig_open(&r, kind, all[i]);
         for (uint64_t max = 200; max < 8 * MIB; max *= 9) {
             struct scat p;
@@ -125,7 +127,7 @@ static void ended(enum rig_kind kind, bool close)
     struct kvf_rng rng;
 
     kvf_rng_seed(&rng, 23);
-    for (unsigned round = 0; round < 16; round++) {
+    for (unsigned round = 0; round < rig_most(kind, 16, 6, 16); round++) {
         struct scat p, other;
         struct rig r;
         uint8_t *copy;
@@ -180,7 +182,7 @@ static void resumed(enum rig_kind kind)
     uint64_t had;
 
     kvf_rng_seed(&rng, 24);
-    rig_open(&r, kind, kind == RIG_SIM ? 8 * MIB : 48 * MIB);
+    rig_open(&r, kind, rig_most(kind, 48 * MIB, 16 * MIB, 8 * MIB));
     init(&p, &r, &rng, 16 * KIB, false);
     start(&p);
     while (p.x.bytes_done == 0 && p.calls == 0)

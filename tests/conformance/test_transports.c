@@ -101,7 +101,7 @@ static void ended(enum rig_kind kind, bool close)
     struct kvf_rng rng;
 
     kvf_rng_seed(&rng, 5);
-    for (unsigned round = 0; round < 12; round++) {
+    for (unsigned round = 0; round < rig_most(kind, 12, 6, 12); round++) {
         struct rig r;
         struct pull p, other;
 
@@ -150,7 +150,7 @@ static void resumed(enum rig_kind kind)
     struct pull p;
     uint64_t had;
 
-    rig_open(&r, kind, kind == RIG_SIM ? 8 * MIB : 48 * MIB);
+    rig_open(&r, kind, rig_most(kind, 48 * MIB, 16 * MIB, 8 * MIB));
     pull_init(&p, &r, false);
     pull_start(&p, &r.link);
     while (p.x.bytes_done == 0)

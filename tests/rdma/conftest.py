@@ -90,12 +90,18 @@ def pytest_runtest_makereport(item, call):
 def finish(failed, made, guests):
     """Ends daemons; what is wrong with one is raised after all are gone."""
     errors = []
+    live = [d for d in made if d.pid is not None and not failed]
+    for d in live:
+        try:
+            d.signal("TERM")  # all at once; then one is waited for
+        except vm.GuestError as e:
+            errors.append(e)
     for d in made:
         try:
             if failed:
                 print(f"--- log of stage {d.stage}.{d.rank}\n{d.log()[-6000:]}")
-            else:
-                d.end()
+            elif d in live:
+                d.ended()
         except Exception as e:  # the others must be ended, too
             errors.append(e)
     for g in guests:
@@ -127,3 +133,10 @@ def start(request):
         return d
     yield make
     finish(getattr(request.node, "failed", False), made, guests)
+
+
+@pytest.fixture
+def ab(guest, start):
+    """Two daemons in one guest; the second knows the first."""
+    a = start(guest, 0)
+    return vm_daemon.start_all(a, start(guest, 1).knows(a))

@@ -11,6 +11,7 @@ import time
 import zlib
 
 import pytest
+import vm_daemon
 from vm_daemon import ENV, SLOW, TRANSPORT
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(
@@ -89,12 +90,12 @@ def draw(rng):
 @pytest.fixture
 def ranks(guest, start):
     small = {"connector": {"memory_pool_size": "16MiB"}}
-    senders = [start(guest, 0, small, rank=r).start() for r in range(SENDERS)]
-    for r in range(RECEIVERS):
-        d = start(guest, 1, small, rank=r)
+    senders = [start(guest, 0, small, rank=r) for r in range(SENDERS)]
+    receivers = [start(guest, 1, small, rank=r) for r in range(RECEIVERS)]
+    for d in receivers:
         for s in senders:
             d.knows(s)
-        d.start()
+    vm_daemon.start_all(*senders, *receivers)
     return guest
 
 

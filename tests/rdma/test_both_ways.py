@@ -1,5 +1,4 @@
 """Two daemons that pull from each other: connects from both ends at once."""
-import vm_daemon
 from vm_daemon import ENV, SLOW, TRANSPORT, until
 
 SIZE = 300_000

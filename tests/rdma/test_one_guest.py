@@ -11,13 +11,6 @@ SIZES = [1, 2, 7, 4095, 4096, 4097, 65535, 65536, 65537, 262144, MIB - 1, MIB,
          MIB + 1, 5 * MIB + 13, 16 * MIB, 64 * MIB]
 
 
-@pytest.fixture
-def ab(guest, start):
-    a = start(guest, 0).start()
-    b = start(guest, 1).knows(a).start()
-    return a, b
-
-
 @pytest.mark.parametrize("program", ["test_transports", "test_runs"])
 def test_the_conformance_suite_passes_on_the_device(guest, program):
     """With a device named its programs test that one only, and count on it."""
@@ -68,8 +61,9 @@ def test_stress_leaves_nothing_behind(ab, seed):
 def test_what_is_pushed_is_there_for_a_local_get(guest, start, size):
     """WRITE: nothing of the payload moves when it is asked for."""
     a = start(guest, 0, {"peer 1.0": {"host": guest.addr,
-                                      "port": vm_daemon.PORT + 101}}).start()
-    b = start(guest, 1).start()
+                                      "port": vm_daemon.PORT + 101}})
+    b = start(guest, 1)
+    vm_daemon.start_all(a, b)
     a.g.sh(f"head -c {size} /dev/urandom >/tmp/in")
     a.ok("put --to 1 k /tmp/in")
     a.wait_log(rf"KVF PUSH\].*size={size} transport={TRANSPORT} ")
@@ -132,10 +126,12 @@ def test_idle_costs_nothing(ab):
     """A daemon with an open connection and nothing to do sleeps."""
     a, b = ab
     warm(a, b)
-    a.g.sh("sleep 1")
-    before = a.cpu_ms(), b.cpu_ms()
-    a.g.sh("sleep 3")
-    used = a.cpu_ms() - before[0], b.cpu_ms() - before[1]
-    # Timers of sessions and libzmq's, on an emulated processor that waits for
-    # a busy one: 50 ms have been seen; a daemon that polls takes 3000.
-    assert max(used) < 200 * SLOW, used
+    used = []
+    for _ in range(6):
+        before = a.cpu_ms(), b.cpu_ms()
+        a.g.sh("sleep 1")
+        used.append(max(a.cpu_ms() - before[0], b.cpu_ms() - before[1]))
+    # Timers of sessions and libzmq's. An emulated processor that waits for a
+    # busy one of the host counts the wait as use, so the quietest second
+    # counts; a daemon that polls takes 1000 ms of each.
+    assert min(used) < 100, used

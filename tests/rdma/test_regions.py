@@ -1,14 +1,6 @@
 """One guest: memory that engines registered, over rdma."""
-import pytest
 import vm_daemon
 from vm_daemon import ENV, TRANSPORT, SLOW, until
-
-
-@pytest.fixture
-def ab(guest, start):
-    a = start(guest, 0).start()
-    b = start(guest, 1).knows(a).start()
-    return a, b
 
 
 def test_regions_are_read_and_written_in_place(ab):
@@ -24,12 +16,11 @@ def test_regions_are_read_and_written_in_place(ab):
     until(lambda: vm_daemon.snapshot(a, b) == before, "the objects of before")
 
 
-def test_regions_as_soon_as_the_daemons_are_there(guest, start):
+def test_regions_as_soon_as_the_daemons_are_there(ab):
     """Nothing has gone over the link yet, and it is the only transport: gets,
     writes and reads wait for it and for what is being registered."""
-    a = start(guest, 0).start()
-    b = start(guest, 1).knows(a).start()
-    text = guest.sh(f"{ENV}regions {a.endpoint} {b.endpoint} {TRANSPORT}",
-                    60 * SLOW)
+    a, b = ab
+    text = a.g.sh(f"{ENV}regions {a.endpoint} {b.endpoint} {TRANSPORT}",
+                  60 * SLOW)
     assert "REGIONS OK" in text, text
     assert b.counter("retries") == 0

@@ -123,6 +123,10 @@ class Daemon:
         if self.pid is None:
             return
         self.signal("TERM")
+        self.ended(check)
+
+    def ended(self, check=True):
+        """Waits for one that was told to end."""
         status = self.wait_exit()
         if check:
             log = self.log()
@@ -172,31 +176,46 @@ class Daemon:
         return sum(int(x.split()[0]) for x in text.splitlines()) / 1e6
 
     def all_free(self):
-        p = self.status()["pool"]
-        return p["free"] == p["size"] - HEADER
+        return used(self.status()) == 0
 
-    def gauges(self):
-        """The gauges of the rdma transport that count objects."""
-        t = self.status()["transports"].get("rdma", {})
-        return {k: v for k, v in t.items() if isinstance(v, int)
-                and not isinstance(v, bool)
-                and k in ("qps", "cqs", "mrs", "pds", "links", "inflight")}
+
+def used(status):
+    """Bytes of the pool that are not FREE."""
+    p = status["pool"]
+    return p["size"] - HEADER - p["free"]
+
+
+def gauges(status):
+    """The gauges of the rdma transport that count objects."""
+    t = status["transports"].get("rdma", {})
+    return {k: v for k, v in t.items() if isinstance(v, int)
+            and not isinstance(v, bool)
+            and k in ("qps", "cqs", "mrs", "pds", "links", "inflight")}
+
+
+def start_all(*daemons):
+    """At the same time: most of a start is the device's registration."""
+    for d in daemons:
+        d.spawn()
+    for d in daemons:
+        d.started()
+    return daemons
 
 
 def snapshot(*daemons):
+    """By stage; each value is one look at the daemon and one at its kernel."""
     out = {}
     for d in daemons:
-        d_out = {"fds": d.fds(), **d.gauges()}
-        d_out.update(verbs_objects(d.g))
-        out[d.stage] = d_out
+        status = d.status()
+        out[d.stage] = {"fds": d.fds(), "used": used(status),
+                        **gauges(status), **verbs_objects(d.g)}
     return out
 
 
 def settles(before, *daemons, seconds=20, more_fds=0):
-    """Waits until every pool is FREE and the snapshot is that of before; up
-    to more_fds descriptors may have come: connections that are kept."""
-    for d in daemons:
-        until(d.all_free, f"all free in {d.stage}", seconds)
+    """Waits until the snapshot is that of before, every pool FREE; up to
+    more_fds descriptors may have come: connections that are kept."""
+    before = {k: dict(v, used=0) for k, v in before.items()}
     last = [None]
 
     def same():
