@@ -47,6 +47,56 @@ def test_many_threads(two):
     kvf.until(lambda: a.stats()["pool"]["published"] == 0, "consumed")
 
 
+def test_gates_are_opened_once(one):
+    """A gate that another thread leaves behind while one lets go of the lock
+    is that thread's to open."""
+    e = one._engine
+
+    class Lock:
+        """As that thread: takes the lock as soon as it is free."""
+        def release(self):
+            e.gates.append(theirs)
+    theirs = threading.Lock()
+    theirs.acquire()
+    real, e.lock = e.lock, Lock()
+    try:
+        e.unlock()
+        assert theirs.locked() and e.gates == [theirs]
+    finally:
+        e.gates.clear()
+        e.lock = real
+
+
+def test_the_leader_s_job_is_not_lost(one):
+    """A thread to which the reading was handed on, and whose reply somebody
+    else reads before it runs, hands it on in its turn."""
+    e, pending, threads = one._engine, [], []
+
+    def wait(p):
+        with pytest.raises((kvferry.Cancelled, kvferry.ClientClosed)):
+            p.result()
+    one._leader = object()  # so both follow
+    for n in range(2):
+        pending.append(one.start_get(f"k{n}", one.me, timeout=30))
+        pending[n]._call.wake_at = float("inf")  # nothing else wakes them
+        threads.append(threading.Thread(target=wait, args=(pending[n],),
+                                        daemon=True))
+        threads[n].start()
+        kvf.until(lambda: len(one._followers) == n + 1, "it follows")
+    first, second = (p._call for p in pending)
+    e.lock.acquire()
+    one._leader = None
+    one._hand_on()
+    assert first.leads and list(one._followers) == [second]
+    e._complete(first, None, kvferry.Cancelled("read by somebody else"))
+    e.unlock()
+    kvf.until(lambda: one._leader is second, "the second one reads")
+    one.close()
+    for t in threads:
+        t.join(kvf.WAIT)
+        assert not t.is_alive()
+
+
 def test_waiters_do_not_hold_up_others(one):
     """Many wait; one works; each gets its own."""
     def wait(i):

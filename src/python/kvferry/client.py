@@ -140,7 +140,7 @@ class Client(BlockOps, WindowOps):
         e.unlock()
         try:
             gate.acquire(timeout=max(0, min(call.wake_at - now(), 1e6)))
-            if call.done:
+            if call.done and not call.leads:
                 return True
         except BaseException:
             e.lock.acquire()
@@ -152,10 +152,12 @@ class Client(BlockOps, WindowOps):
 
     def _hand_on(self) -> None:
         for f in self._followers:
-            if f.gate is not None:
-                self._engine.gates.append(f.gate)
-                f.gate = None
-                return
+            # Should it be done before it runs, it has to hand on in its turn.
+            f.leads = True
+            self._engine.gates.append(f.gate)
+            f.gate = None
+            del self._followers[f]
+            return
 
     def _wait(self, call: Call) -> None:
         e = self._engine

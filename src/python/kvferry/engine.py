@@ -61,12 +61,12 @@ class Request:
 class Call:
     """One request under way. `result` is (reply, frame), or `error` is set."""
     __slots__ = ("id", "request", "done", "result", "error", "deadline",
-                 "wake_at", "on_done", "abandoned", "gate")
+                 "wake_at", "on_done", "abandoned", "gate", "leads")
 
     def __init__(self, ident: int, request: Request,
                  on_done: Optional[Callable[["Call"], None]]) -> None:
         self.id, self.request, self.on_done = ident, request, on_done
-        self.done = self.abandoned = False
+        self.done = self.abandoned = self.leads = False
         self.result: Optional[Tuple[Dict[str, Any], bytes]] = None
         self.error: Optional[KvferryError] = None
         self.deadline = self.wake_at = INF
@@ -159,9 +159,8 @@ class Engine:
         while True:
             if self._later:
                 self._flush()
-            gates = self.gates
-            if gates:
-                self.gates = []
+            # Never the list itself: without the lock others append to it.
+            gates, self.gates = self.gates, []
             self.lock.release()
             for gate in gates:
                 gate.release()
