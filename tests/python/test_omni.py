@@ -148,6 +148,44 @@ def test_4_absent_is_none_at_once(ends):
                                  "source_port": 9}) is None
 
 
+def test_4_the_first_get_from_a_sender(make, connector, monkeypatch):
+    """One get is enough, also when the two daemons have never met; nothing
+    else waits."""
+    monkeypatch.setattr(omni, "_MEET", 60.0)
+    src = make(0)
+    s = connector(src)
+    metadata = s.put("0", "1", "k", b"data")[2]
+    r = connector(make(1))
+    data, size = r.get("0", "1", "k", metadata)
+    assert data.to_bytes() == b"data" and size == 4
+    data.release()
+    began = time.monotonic()
+    assert r.get("0", "1", "absent", metadata) is None
+    # The session is begun with the constructor, or when a sender is named:
+    # a first get then is as any other.
+    named = connector(make(1, 1), rank=1, sender_host=src.peer_host,
+                      sender_zmq_port=src.peer_port)
+    told = connector(make(1, 2), rank=2)
+    told.update_sender_info(src.peer_host, src.peer_port)
+    for c in named, told:
+        kvf.until(lambda: c._client.stats()["peers"]["peers_up"] == 1, "up")
+        assert c.get("0", "1", "absent") is None
+    assert time.monotonic() - began < 50
+    assert [c.health()["errors"] for c in (r, named, told)] == [0, 0, 0]
+
+
+def test_4_a_sender_that_is_not_there(make, connector, monkeypatch):
+    r = connector(make(1))
+    nobody = {"source_host": "127.0.0.1", "source_port": 9}
+    monkeypatch.setattr(omni, "_MEET", 0.05)
+    assert r.get("0", "1", "k", nobody) is None
+    monkeypatch.setattr(omni, "_MEET", 60.0)
+    began = time.monotonic()
+    assert r.get("0", "1", "k", nobody) is None  # that was once
+    assert time.monotonic() - began < 50
+    assert r.health()["errors"] == 0
+
+
 def test_4_a_daemon_that_is_away(ends):
     s, r = ends
     r.daemon.kill()

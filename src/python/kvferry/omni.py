@@ -2,8 +2,9 @@
 
 put and get do not raise for what can go wrong in operation: put answers
 (False, 0, None), get None; the reason is in the log and counted in health().
-After close() they raise RuntimeError. get never waits for a key (it is called
-in a loop over all requests); get_with_deadline waits at the daemon.
+After close() they raise RuntimeError. get does not wait for a key (it is called
+in a loop over all requests), only once for each sender for the connection to
+it; get_with_deadline waits at the daemon.
 """
 from __future__ import annotations
 
@@ -11,15 +12,15 @@ import logging
 import os
 import threading
 import time
-from typing import Any, Dict, List, Mapping, Optional, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Set, Tuple
 
 import msgpack
 
 from . import omni_data
 from .buffers import Payload
 from .client import Client
-from .errors import (Cancelled, KvferryError, NotFound, Timeout,
-                     TransferTimeout)
+from .errors import (Cancelled, KvferryError, NotFound, PeerUnreachable,
+                     Timeout, TransferTimeout)
 
 try:
     from vllm_omni.distributed.omni_connectors.connectors.base import (
@@ -31,6 +32,7 @@ log = logging.getLogger("kvferry.omni")
 Endpoint = Tuple[str, int]
 _SEPARATORS = "@:_/"
 _ROLES = ("sender", "receiver", "dual")
+_MEET = 0.1  # seconds that the first get from a sender has for the connection
 
 
 class ReceivedBuffer(Payload):
@@ -69,6 +71,12 @@ def _endpoint(metadata: Any, key: str) -> Optional[Endpoint]:
     return None
 
 
+def _connected(client: Client, source: Any) -> bool:
+    """Whether the daemon has a session with the sender at that address."""
+    return any((p["host"], p["port"]) == source and p["state"] == "up"
+               for p in client.stats()["peers"]["list"] if not p["guest"])
+
+
 class KvferryConnector(_Base):  # type: ignore[misc]
     """A connector on the kvferryd of this worker.
 
@@ -100,6 +108,7 @@ class KvferryConnector(_Base):  # type: ignore[misc]
         self._keys: Dict[str, Tuple[str, str, str]] = {}
         self._pending: Dict[str, List[Any]] = {}
         self._senders: Dict[int, Endpoint] = {}
+        self._met: Set[Any] = set()  # sources for which no get waits any more
         self._sender = _endpoint(
             {"source_host": c.get("sender_host"),
              "source_port": c.get("sender_zmq_port")}, "")
@@ -125,6 +134,7 @@ class KvferryConnector(_Base):  # type: ignore[misc]
         log.info("[KVF CONNECTOR] role=%s worker=%d.%d.%d endpoint=%s",
                  self.role, self.stage_id, self.rank, self.replica,
                  self._client._engine.endpoint)
+        self._begin(self._sender)
 
     # ---- helpers -----------------------------------------------------------
 
@@ -151,6 +161,16 @@ class KvferryConnector(_Base):  # type: ignore[misc]
             return found
         stage = str(from_stage)
         return int(stage) if stage.isdigit() else None
+
+    def _begin(self, sender: Optional[Endpoint]) -> None:
+        """Has the daemon connect to a sender, before the first get needs it;
+        does not wait for it."""
+        if sender is None or self.role == "sender":
+            return
+        try:
+            self._client.start_get("kvf-meet", sender, timeout=0)
+        except KvferryError:
+            pass  # closed by now: get says so
 
     # ---- put ---------------------------------------------------------------
 
@@ -197,7 +217,8 @@ class KvferryConnector(_Base):  # type: ignore[misc]
             metadata: Any = None) -> Optional[Tuple[Any, int]]:
         """(data, size), or None at once when it is not there. Raw data comes
         as a ReceivedBuffer. A get that succeeds retires the key at the sender,
-        one that fails leaves it."""
+        one that fails leaves it. The first get from a sender to which this
+        daemon is not connected yet waits up to 0.1 s for that."""
         return self._get(from_stage, to_stage, get_key, metadata, 0)
 
     def get_with_deadline(self, from_stage: Any, to_stage: Any, get_key: str,
@@ -253,7 +274,7 @@ class KvferryConnector(_Base):  # type: ignore[misc]
     def _fetch(self, client: Client, key: str, source: Any, timeout: float
                ) -> Payload:
         if timeout <= 0:
-            return client.get(key, source, timeout=0)
+            return self._fetch_now(client, key, source)
         pending = client.start_get(key, source, timeout=timeout)
         with self._lock:
             self._pending.setdefault(key, []).append(pending)
@@ -264,6 +285,30 @@ class KvferryConnector(_Base):  # type: ignore[misc]
                 self._pending[key].remove(pending)
                 if not self._pending[key]:
                     del self._pending[key]
+
+    def _fetch_now(self, client: Client, key: str, source: Any) -> Payload:
+        """Without waiting for the key. But a daemon that has never met the
+        sender says NOT_FOUND, too: then, once for each sender, the get waits
+        for the two to meet."""
+        try:
+            payload = client.get(key, source, timeout=0)
+        except NotFound:
+            with self._lock:
+                met = source in self._met
+                self._met.add(source)
+            if met or _connected(client, source):
+                raise
+            try:
+                return client.get(key, source, timeout=_MEET)
+            except Timeout as late:  # they have met: the key is not there
+                raise NotFound(late.message) from None
+            except PeerUnreachable as away:
+                log.info("[KVF CONNECTOR] sender=%s is not there yet: %s",
+                         source, away)
+                raise NotFound(away.message) from None
+        with self._lock:
+            self._met.add(source)
+        return payload
 
     @staticmethod
     def _decode(payload: Payload) -> Tuple[Any, int]:
@@ -300,10 +345,12 @@ class KvferryConnector(_Base):  # type: ignore[misc]
         with self._lock:
             if sender_rank is None:
                 self._sender = where
-                return
-            self._senders[int(sender_rank)] = where
-            self._sender = self._senders.get(
-                self.rank, next(iter(self._senders.values())))
+            else:
+                self._senders[int(sender_rank)] = where
+                self._sender = self._senders.get(
+                    self.rank, next(iter(self._senders.values())))
+            sender = self._sender
+        self._begin(sender)
 
     def get_connection_info(self) -> Dict[str, Any]:
         """Where the daemon of this worker answers others: host, zmq_port
