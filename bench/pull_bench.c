@@ -3,12 +3,18 @@
  *
  *   pull_bench SENDER_ENDPOINT RECEIVER_ENDPOINT CASE...
  *
- *   get SIZE view|copy|into hot|cold DEPTH   throughput of gets; a view is read
- *   latency SIZE COUNT                       one get after the other
- *   parked SIZE COUNT                        from a put to the waiting get's
- * end many SIZE COUNT                          one by one, in one mget,
- * pipelined ping sender|receiver COUNT [SIZE]        pings, while SIZE is moved
- *   crowd COUNT                              memory and CPU of parked gets
+ *   get SIZE view|copy|into hot|cold DEPTH
+ *       throughput of gets; a view is read to its end
+ *   latency SIZE COUNT
+ *       one get after the other
+ *   parked SIZE COUNT
+ *       from a put to the reply of the get that waits for it
+ *   many SIZE COUNT
+ *       one by one, in one mget, pipelined
+ *   ping sender|receiver COUNT [SIZE]
+ *       pings, while SIZE is moved
+ *   crowd COUNT
+ *       memory and CPU of parked gets
  *
  * hot: one block again and again; cold: blocks of 1 GiB in all, in turn. Each
  * line of output is a JSON object. Bytes are checked: every payload in full

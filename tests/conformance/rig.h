@@ -68,9 +68,7 @@ struct rig {
 static inline uint64_t rig_most(enum rig_kind kind, uint64_t real,
                                 uint64_t device, uint64_t sim)
 {
-    return kind == RIG_SIM           ? sim
-           : kind == RIG_RDMA_DEVICE ? device
-                                     : real;
+    return kind == RIG_SIM ? sim : kind == RIG_RDMA_DEVICE ? device : real;
 }
 
 struct pull {

@@ -16,7 +16,8 @@ SIZE = 12 * MIB
 RATE = "64mbit"  # 1.6 s for SIZE; below what two emulated machines manage
 # What is under way fits the slow network: the daemons' own messages queue
 # behind it.
-RDMA = {"rdma": {"depth": 2, "chunk": "512KiB"}}
+RDMA = {"rdma": {"depth": 2, "chunk": "512KiB"},
+        "connector": {"memory_pool_size": "40MiB"}}
 RX = "/sys/class/net/eth0/statistics/rx_bytes"
 ROCE = "u32 match ip protocol 17 0xff match ip dport 4791 0xffff"
 
@@ -230,7 +231,7 @@ def test_memory_is_taken_from_a_getter_that_stands_still(stage, how):
         stage.g2.freeze()
     stage.a.ok("fail k gone")
     until(stage.a.all_free, "all free at the owner")
-    stage.g1.sh("head -c 60000000 /dev/zero >/tmp/zero")
+    stage.g1.sh("head -c 36000000 /dev/zero >/tmp/zero")  # most of the pool
     stage.a.put("zero", "/tmp/zero")
     if how == "daemon":
         stage.b.signal("CONT")
