@@ -112,8 +112,12 @@ class Proxy:
 
     def completions(self, h, body):
         request = {"request_id": f"cmpl-{uuid.uuid4().hex[:16]}",
-                   "prompt": str(body["prompt"]),
-                   "max_tokens": int(body.get("max_tokens", 16))}
+                   "prompt": body["prompt"],
+                   "max_tokens": body.get("max_tokens", 16)}
+        if not isinstance(request["prompt"], str):
+            raise ValueError("prompt has to be one string")
+        if type(request["max_tokens"]) is not int:
+            raise ValueError("max_tokens has to be a whole number")
         began = time.perf_counter()
         lines = self.run_request(request)
         first = next(lines)

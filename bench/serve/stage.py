@@ -22,6 +22,9 @@ HTTP_STATUS = {"TIMEOUT": 504, "TRANSFER_TIMEOUT": 504, "NO_SPACE": 503,
                "TOO_LARGE": 413}
 
 
+BODY_MAX = 16 << 20  # bytes of a request
+
+
 class StageError(Exception):
     """What went wrong, in kvferry's words, and where."""
 
@@ -175,13 +178,27 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         self.dispatch({})
 
+    def handle(self):
+        try:
+            super().handle()
+        except ConnectionError:  # a client that went away
+            pass
+
     def do_POST(self):
         try:
-            body = json.loads(self.rfile.read(
-                int(self.headers.get("Content-Length") or 0)) or b"{}")
+            size = int(self.headers.get("Content-Length") or 0)
+            if size > BODY_MAX:
+                self.close_connection = True
+                self.reply(413, {"error": {
+                    "type": "TOO_LARGE",
+                    "message": f"a body of more than {BODY_MAX} bytes"}})
+                return
+            if size < 0:  # -1 would read to the end of the connection
+                raise ValueError(f"Content-Length {size}")
+            body = json.loads(self.rfile.read(size) or b"{}")
             if not isinstance(body, dict):
                 raise ValueError("not an object")
-        except ValueError as e:
+        except (ValueError, RecursionError) as e:
             self.reply(400, {"error": {"type": "INVALID",
                                        "message": f"bad JSON: {e}"}})
             return
@@ -202,7 +219,7 @@ class Handler(BaseHTTPRequestHandler):
             self.reply(e.http, e.body())
         except (BrokenPipeError, ConnectionResetError):
             self.close_connection = True
-        except (KeyError, TypeError, ValueError) as e:
+        except (KeyError, TypeError, ValueError, OverflowError) as e:
             self.reply(400, {"error": {"type": "INVALID",
                                        "message": f"{self.path}: {e!r}"}})
 

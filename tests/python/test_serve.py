@@ -309,9 +309,20 @@ def test_clear_errors(stages):
     for body, status, word in (
             ({"prompt": ""}, 400, "empty"), ({}, 400, "prompt"),
             ({"prompt": "x" * 5000}, 413, "4096"),
-            ({"prompt": "x", "max_tokens": 0}, 400, "max_tokens")):
+            ({"prompt": 5}, 400, "prompt"), ({"prompt": ["a"]}, 400, "prompt"),
+            *(({"prompt": "x", "max_tokens": n}, 400, "max_tokens")
+              for n in (0, -1, 10 ** 9, float("inf"), 2.5, "3", None))):
         got, reply = stages.post("proxy", "/v1/completions", body)
         assert got == status and word in reply["error"]["message"], reply
+    for raw, size, status in ((b"[" * 100000, None, 400), (b"{", None, 400),
+                              (b"", 10 ** 12, 413), (b"", -1, 400)):
+        c = http.client.HTTPConnection(
+            "127.0.0.1", stages.state["ports"]["proxy"], timeout=30)
+        c.request("POST", "/v1/completions", raw,
+                  {} if size is None else {"Content-Length": str(size)})
+        r = c.getresponse()
+        assert r.status == status and b'"error"' in r.read()
+        c.close()
     got, reply = stages.post("decode", "/decode", {
         "request_id": "gone", "n_tokens": 20, "last_token": 65, "chunk": 0,
         "groups": 1, "max_tokens": 2, "timeout": 0.2})
