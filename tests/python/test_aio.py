@@ -108,3 +108,25 @@ def test_closed(one):
         with pytest.raises(kvferry.ClientClosed):
             await task
     asyncio.run(main())
+
+
+def test_loop_closed_before_the_client(one):
+    """Nothing is left behind at the daemon, and close() works elsewhere."""
+    async def work(c):
+        await c.open()
+        return await c.get("k")
+    one.put("k", b"x" * 100000, readers=0)
+    for ends in ("close", "collected"):
+        c = kvferry.AsyncClient(one.daemon.endpoint)
+        loop = asyncio.new_event_loop()
+        payload = loop.run_until_complete(work(c))
+        loop.close()
+        with pytest.raises(RuntimeError):
+            asyncio.run(c.ping())
+        payload.release()
+        if ends == "close":
+            asyncio.run(c.close())
+        del c, loop
+        gc.collect()
+        kvf.until(lambda: one.stats()["engines"]["sessions"] == 1,
+                  "its session has ended")

@@ -48,23 +48,17 @@ def test_many_threads(two):
 
 
 def test_gates_are_opened_once(one):
-    """A gate that another thread leaves behind while one lets go of the lock
-    is that thread's to open."""
-    e = one._engine
+    """Also when another thread settles in the middle of it."""
+    e, opened = one._engine, []
 
-    class Lock:
-        """As that thread: takes the lock as soon as it is free."""
+    class Gate:
         def release(self):
-            e.gates.append(theirs)
-    theirs = threading.Lock()
-    theirs.acquire()
-    real, e.lock = e.lock, Lock()
-    try:
-        e.unlock()
-        assert theirs.locked() and e.gates == [theirs]
-    finally:
-        e.gates.clear()
-        e.lock = real
+            opened.append(self)
+            e.settle()
+    gates = [Gate(), Gate(), Gate()]
+    e.gates.extend(gates)
+    e.settle()
+    assert opened == gates and not e.gates
 
 
 def test_the_leader_s_job_is_not_lost(one):
@@ -75,7 +69,7 @@ def test_the_leader_s_job_is_not_lost(one):
     def wait(p):
         with pytest.raises((kvferry.Cancelled, kvferry.ClientClosed)):
             p.result()
-    one._leader = object()  # so both follow
+    one._leader, one._lead_until = object(), float("inf")  # so both follow
     for n in range(2):
         pending.append(one.start_get(f"k{n}", one.me, timeout=30))
         pending[n]._call.wake_at = float("inf")  # nothing else wakes them
@@ -84,12 +78,12 @@ def test_the_leader_s_job_is_not_lost(one):
         threads[n].start()
         kvf.until(lambda: len(one._followers) == n + 1, "it follows")
     first, second = (p._call for p in pending)
-    e.lock.acquire()
-    one._leader = None
-    one._hand_on()
-    assert first.leads and list(one._followers) == [second]
-    e._complete(first, None, kvferry.Cancelled("read by somebody else"))
-    e.unlock()
+    with e.lock:
+        one._leader = None
+        one._hand_on()
+        assert first.leads and list(one._followers) == [second]
+        e._complete(first, None, kvferry.Cancelled("read by somebody else"))
+    e.settle()
     kvf.until(lambda: one._leader is second, "the second one reads")
     one.close()
     for t in threads:
@@ -297,6 +291,61 @@ def test_interrupt_gives_up(one):
         signal.signal(signal.SIGUSR1, old)
     one.put("k", b"1")  # nobody takes it
     assert one.get("k", timeout=5).to_bytes() == b"1"
+
+
+@pytest.mark.parametrize("function, nth", [
+    ("_sock_send", 1), ("_sock_send", 2), ("_get", 1), ("_get", 2),
+    ("_get", 3), ("_sock_recv", 1)])
+def test_interrupt_inside_a_message(one, monkeypatch, function, nth):
+    """What was half sent or half read is not taken for a message: the
+    connection goes, and the next call has a new one."""
+    from kvferry import engine
+    real, calls = getattr(engine, function), []
+    waiting = one.start_get("k2", one.me, timeout=30)
+
+    def interrupted(*args):
+        result = real(*args)
+        calls.append(args)
+        if len(calls) == nth:
+            raise KeyboardInterrupt
+        return result
+    monkeypatch.setattr(engine, function, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        one.put("k", b"1")  # two frames
+    monkeypatch.undo()
+    assert one.put("k", b"2").size == 1
+    assert one.get("k", timeout=5).to_bytes() == b"2"
+    with pytest.raises(kvferry.ConnectionLost, match="interrupted"):
+        waiting.result()
+
+
+def test_interrupt_of_the_reader(one, monkeypatch):
+    """It reads for the others, too: one of them takes over."""
+    started = threading.Event()
+    poll = one._poll
+
+    def interrupted(me, poller, until):
+        if threading.current_thread() is threading.main_thread():
+            started.set()
+            kvf.until(lambda: one._followers, "the other one follows")
+            raise KeyboardInterrupt
+        poll(me, poller, until)
+    monkeypatch.setattr(one, "_poll", interrupted)
+    pending = one.start_get("k", one.me, timeout=30)
+    got = []
+
+    def other():
+        started.wait(kvf.WAIT)
+        got.append(pending.result().to_bytes())
+    t = threading.Thread(target=other)
+    t.start()
+    with pytest.raises(KeyboardInterrupt):
+        one.get("k2", one.me, timeout=30)
+    kvf.until(lambda: one._leader is pending._call, "the other one reads")
+    monkeypatch.undo()
+    one.put("k", b"1")
+    t.join(kvf.WAIT)
+    assert got == [b"1"]
 
 
 def test_on_event(make, connect):

@@ -211,3 +211,15 @@ def test_drain(one):
     assert one.daemon.proc.wait(kvf.WAIT) == 0
     with pytest.raises(kvferry.ConnectionLost):
         one.ping()
+
+
+def test_what_cannot_be_put(one):
+    """An array of objects holds addresses, large or small."""
+    for n in 1, 100000:
+        with pytest.raises(TypeError, match="objects"):
+            one.put("k", np.array([None] * n, dtype=object))
+    with pytest.raises(TypeError):
+        one.put("k", b"1", meta=5)
+    with pytest.raises(TypeError):
+        one.mget("abc")
+    assert one.stats()["pool"]["filling"] == 0

@@ -74,6 +74,8 @@ class AsyncClient(BlockOps, WindowOps):
 
     def _watch(self) -> None:
         assert self._loop is not None
+        if self._loop.is_closed():  # it watches nothing any more
+            return
         for fd in self._watched:
             self._loop.remove_reader(fd)
         self._watched = set()
@@ -83,11 +85,9 @@ class AsyncClient(BlockOps, WindowOps):
             self._loop.add_reader(fd, self._readable)
 
     def _readable(self) -> None:
-        self._engine.lock.acquire()
-        try:
+        with self._engine.lock:
             self._engine.process()
-        finally:
-            self._engine.unlock()
+        self._engine.settle()
 
     async def _call(self, request: Request) -> Any:
         if self._loop is None:
@@ -99,27 +99,28 @@ class AsyncClient(BlockOps, WindowOps):
             if not future.done():
                 future.set_result(None)
         done = self._in_loop(finish)
-        call = self._engine.submit(request, lambda c: done())
-        timer = self._loop.call_later(max(0, call.wake_at - now()),
-                                      self._tick, call)
+        call = Call(request, lambda c: done())
+        timer = None
         try:
+            self._engine.submit(call)
+            timer = self._loop.call_later(max(0, call.wake_at - now()),
+                                          self._tick, call)
             await future
         except BaseException:
             self._engine.abandon(call)
             raise
         finally:
-            timer.cancel()
+            if timer is not None:
+                timer.cancel()
         if call.error is not None:
             raise call.error
         return call.result
 
     def _tick(self, call: Call) -> None:
         assert self._loop is not None
-        self._engine.lock.acquire()
-        try:
+        with self._engine.lock:
             self._engine.check(call)
-        finally:
-            self._engine.unlock()
+        self._engine.settle()
         if not call.done and not call.abandoned:
             self._loop.call_later(max(0.001, call.wake_at - now()),
                                   self._tick, call)
@@ -141,22 +142,25 @@ class AsyncClient(BlockOps, WindowOps):
     # ---- life --------------------------------------------------------------
 
     async def close(self) -> None:
-        """Ends the session. Idempotent."""
+        """Ends the session. Idempotent; also from another loop, when that of
+        this client was closed before."""
         e = self._engine
         if e.state == "closed":
             return
-        if e.state == "open":
+        if e.state == "open" and self._loop is asyncio.get_running_loop():
             e.closing = True
             e.timeout = min(e.timeout, 1.0)
             try:
                 await self._call(Request("bye"))
             except KvferryError:
                 pass
-        e.lock.acquire()
-        try:
-            e.shut()
-        finally:
-            e.unlock()
+        with e.lock:
+            e.shut() if e.closing else e.leave()
+        e.settle()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_engine"):
+            self._engine.drop()
 
     async def __aenter__(self) -> "AsyncClient":
         return await self.open()

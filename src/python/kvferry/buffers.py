@@ -342,6 +342,8 @@ class Source:
             data = _host_array(data)
         self.fill: Callable[[memoryview], None]
         if np is not None and isinstance(data, np.ndarray):
+            if data.dtype.hasobject:  # its bytes are addresses
+                raise TypeError("an array of Python objects cannot be put")
             self.size = int(data.nbytes)
             self._array = data
             self.fill = self._fill_array

@@ -54,7 +54,7 @@ def put_options(ttl: Optional[float], readers: int, replace: bool,
     if notify:
         o["notify"] = True
     if meta:
-        o["meta"] = bytes(meta)
+        o["meta"] = bytes(memoryview(meta))
     return o
 
 
@@ -90,7 +90,7 @@ class Client(BlockOps, WindowOps):
             events or on_event is not None, timeout, connect_timeout)
         self._leader: Optional[object] = None
         self._followers: Dict[Call, None] = {}
-        self._led = now()
+        self._led = self._lead_until = now()
         self._thread: Optional[threading.Thread] = None
         try:
             self.ping()
@@ -113,83 +113,88 @@ class Client(BlockOps, WindowOps):
         elif self._leader is call:
             self._engine.wake()
 
-    def _poll(self, me: object, until: float) -> None:
-        """Polls as the leader. Lock held before and after."""
-        e = self._engine
-        poller = e.poller
-        self._leader = me
-        e.unlock()
-        ready = None
-        try:
-            wait = until - now()
-            ready = poller.poll(None if wait == INF else max(0, wait * 1000))
-        finally:
-            e.lock.acquire()
-            self._leader = None
-            self._led = now()
-        e.process((e.wake_fd, POLLIN) in ready)
+    def _lead(self, me: object, until: float) -> Any:
+        """What to _poll with, or None while another thread reads. Lock
+        held."""
+        # Should its reader be gone without a word, one takes over.
+        if self._leader is not None and now() < self._lead_until:
+            return None
+        self._leader, self._lead_until = me, until + self._engine.timeout
+        return self._engine.poller
 
-    def _follow(self, call: Call) -> bool:
-        """Waits for the leader to complete the call (True, and the lock is
-        not held), or to hand on its job (False). Lock held before."""
+    def _poll(self, me: object, poller: Any, until: float) -> None:
+        """Polls as the leader, and hands that on. Lock not held."""
         e = self._engine
-        gate = threading.Lock()
-        gate.acquire()
-        call.gate = gate
-        self._followers[call] = None
-        e.unlock()
-        try:
-            gate.acquire(timeout=max(0, min(call.wake_at - now(), 1e6)))
-            if call.done and not call.leads:
-                return True
-        except BaseException:
-            e.lock.acquire()
-            raise
-        e.lock.acquire()
-        call.gate = None
-        self._followers.pop(call, None)
-        return False
+        wait = until - now()
+        ready = poller.poll(None if wait == INF else max(0, wait * 1000))
+        with e.lock:
+            if self._leader is me:
+                self._leader = None
+            self._led = now()
+            e.process((e.wake_fd, POLLIN) in ready)
+            # Whose call is not done goes on itself.
+            if self._leader is None and getattr(me, "done", True):
+                self._hand_on()
+        e.settle()
 
     def _hand_on(self) -> None:
-        for f in self._followers:
+        """Wakes one of those who wait, to read. Lock held."""
+        while self._followers:
+            f = next(iter(self._followers))
+            gate, f.gate = f.gate, None
             # Should it be done before it runs, it has to hand on in its turn.
             f.leads = True
-            self._engine.gates.append(f.gate)
-            f.gate = None
-            del self._followers[f]
-            return
+            self._followers.pop(f, None)
+            if gate is not None:
+                self._engine.gates.append(gate)
+                return
+
+    def _give_up(self, me: Any) -> None:
+        """Takes no part any more: somebody else has to read."""
+        with self._engine.lock:
+            if isinstance(me, Call):
+                me.gate = None
+                self._followers.pop(me, None)
+            if self._leader is me:
+                self._leader = None
+            if self._leader is None:
+                self._hand_on()
+        self._engine.settle()
 
     def _wait(self, call: Call) -> None:
         e = self._engine
-        if call.done:
-            return
-        e.lock.acquire()
         try:
             while not call.done:
-                if self._leader is None:
-                    self._poll(call, call.wake_at)
-                elif self._follow(call):
-                    return
-                if not call.done and now() >= call.wake_at:
-                    e.check(call)
+                gate = poller = None
+                with e.lock:
+                    if call.gate is not None:  # it waited long enough
+                        call.gate = None
+                        self._followers.pop(call, None)
+                    if now() >= call.wake_at:
+                        e.check(call)
+                    if not call.done:
+                        call.leads = False
+                        poller = self._lead(call, call.wake_at)
+                        if poller is None:
+                            gate = call.gate = threading.Lock()
+                            gate.acquire()
+                            self._followers[call] = None
+                e.settle()
+                if poller is not None:
+                    self._poll(call, poller, call.wake_at)
+                elif gate is not None:
+                    gate.acquire(timeout=max(0, min(call.wake_at - now(),
+                                                    1e6)))
         except BaseException:
-            call.gate = None
-            self._followers.pop(call, None)
-            self._leave()
+            self._give_up(call)
             raise
-        self._leave()
-
-    def _leave(self) -> None:
-        """Somebody else has to poll from here on. Lock held; no more after."""
-        try:
-            if self._leader is None:
-                self._hand_on()
-        finally:
-            self._engine.unlock()
+        if call.leads:
+            self._give_up(call)
 
     def _call(self, request: Request) -> Any:
-        call = self._engine.submit(request, self._on_done)
+        call = Call(request, self._on_done)
         try:
+            self._engine.submit(call)
             self._wait(call)
         except BaseException:
             self._engine.abandon(call)
@@ -230,11 +235,9 @@ class Client(BlockOps, WindowOps):
         self._shut()
 
     def _shut(self) -> None:
-        self._engine.lock.acquire()
-        try:
+        with self._engine.lock:
             self._engine.shut()
-        finally:
-            self._engine.unlock()
+        self._engine.settle()
         thread, self._thread = self._thread, None
         if thread is not None and thread is not threading.current_thread():
             thread.join(5)
@@ -246,17 +249,8 @@ class Client(BlockOps, WindowOps):
         self.close()
 
     def __del__(self) -> None:
-        engine = getattr(self, "_engine", None)
-        if engine is None or engine.state == "closed" or \
-                sys.is_finalizing() or not engine.lock.acquire(False):
-            return
-        try:
-            if engine.state == "open":
-                engine.sock.setsockopt(17, 100)  # LINGER: the bye has to go
-                engine._send(Call(0, Request("bye"), None))
-            engine.shut()
-        finally:
-            engine.unlock()
+        if hasattr(self, "_engine"):
+            self._engine.drop()
 
     def __repr__(self) -> str:
         return f"<kvferry.Client {self._engine.endpoint}>"
@@ -469,18 +463,22 @@ class Client(BlockOps, WindowOps):
         e, me = self._engine, object()
         until = INF if timeout is None else now() + timeout
         while not e.events and now() < until:
-            e.lock.acquire()
-            try:
+            # Others wait for what this one polls for: hand on often.
+            soon, poller = min(until, now() + 0.05), None
+            with e.lock:
                 if e.state == "closed":
                     raise ClientClosed("the client is closed")
-                if self._leader is None and not e.events:
-                    # Others wait for what this one polls for: hand on often.
-                    self._poll(me, min(until, now() + 0.05))
-                    self._hand_on()
-                    continue
-            finally:
-                e.unlock()
-            threading.Event().wait(min(0.005, max(0, until - now())))
+                if not e.events:
+                    poller = self._lead(me, soon)
+            e.settle()
+            if poller is None:
+                threading.Event().wait(min(0.005, max(0, until - now())))
+                continue
+            try:
+                self._poll(me, poller, soon)
+            except BaseException:
+                self._give_up(me)
+                raise
         try:
             return e.events.popleft()
         except IndexError:
@@ -506,17 +504,20 @@ class PendingGet:
         self._lock = threading.Lock()
         self._payload: Any = None
         self._error: Optional[BaseException] = None
-        self._call = client._engine.submit(next(op), client._on_done)
+        self._call = Call(next(op), client._on_done)
+        try:
+            client._engine.submit(self._call)
+        except BaseException:
+            client._engine.abandon(self._call)
+            raise
 
     def done(self) -> bool:
         """True when result() would not block."""
         c = self._client
         if not self._call.done and c._leader is None:
-            c._engine.lock.acquire()
-            try:
+            with c._engine.lock:
                 c._engine.process()
-            finally:
-                c._engine.unlock()
+            c._engine.settle()
         return self._call.done
 
     def cancel(self) -> None:

@@ -9,15 +9,20 @@ ConnectionLost and closes the socket; the next request opens a new one, asks
 for the old session, and takes a new one when the daemon was restarted. A
 daemon that stands still is found by deadlines and pings.
 
-Locks: everything here runs under `lock`. Memory may be given back from the
-garbage collector, which can run anywhere, also inside the lock; so that only
-appends to a queue, and whoever holds the lock empties it.
+Locks: everything here runs under `lock`; who leaves it calls settle(). Memory
+may be given back from the garbage collector, which can run anywhere, also
+inside the lock; so that only appends to a queue, and settle empties it.
+
+A signal's exception (KeyboardInterrupt) can come between any two steps. So the
+lock is taken by `with`, and one that comes while a message is read or written
+costs the connection: half a message must not be taken for a whole one.
 """
 from __future__ import annotations
 
 import atexit
 import os
 import select
+import sys
 import threading
 import time
 import weakref
@@ -63,9 +68,9 @@ class Call:
     __slots__ = ("id", "request", "done", "result", "error", "deadline",
                  "wake_at", "on_done", "abandoned", "gate", "leads")
 
-    def __init__(self, ident: int, request: Request,
-                 on_done: Optional[Callable[["Call"], None]]) -> None:
-        self.id, self.request, self.on_done = ident, request, on_done
+    def __init__(self, request: Request,
+                 on_done: Optional[Callable[["Call"], None]] = None) -> None:
+        self.id, self.request, self.on_done = 0, request, on_done
         self.done = self.abandoned = self.leads = False
         self.result: Optional[Tuple[Dict[str, Any], bytes]] = None
         self.error: Optional[KvferryError] = None
@@ -130,7 +135,7 @@ class Engine:
         self.closing = False
         self.calls: Dict[int, Call] = {}
         self.queue: List[Call] = []  # until hello is answered
-        self.gates: List[Any] = []   # to be opened by the next unlock
+        self.gates: Deque[Any] = deque()  # to be opened by settle
         self.next_id = 1
         self.maps = Mappings()
         self.pool: Optional[Mapping] = None
@@ -152,37 +157,55 @@ class Engine:
 
     # ---- the lock ----------------------------------------------------------
 
-    def unlock(self) -> None:
-        """Every release of the lock: nothing queued is left behind. Threads
-        are woken as late as that: earlier they would find the lock taken, or
-        the interpreter's, and sleep again."""
+    def settle(self) -> None:
+        """After every release of the lock: nothing queued is left behind.
+        Threads are woken as late as that: earlier they would find the lock
+        taken, or the interpreter's, and sleep again."""
         while True:
-            if self._later:
-                self._flush()
-            # Never the list itself: without the lock others append to it.
-            gates, self.gates = self.gates, []
-            self.lock.release()
-            for gate in gates:
-                gate.release()
-            if not self._later or not self.lock.acquire(False):
+            self._open_gates()
+            if not self._later:
                 return
+            with self.lock:
+                self._flush()
+
+    def _open_gates(self) -> None:
+        while self.gates:
+            try:
+                gate = self.gates.popleft()
+            except IndexError:  # another thread was faster
+                return
+            gate.release()
 
     def later(self, lease: Lease) -> None:
-        """From anywhere, the garbage collector included."""
+        """From anywhere, the garbage collector included: does not wait for
+        the lock, whose holder settles."""
         self._later.append(lease)
-        if self.lock.acquire(False):
-            self.unlock()
+        while self._later and self.lock.acquire(False):
+            try:
+                self._flush()
+            finally:
+                self.lock.release()
+            self._open_gates()
+
+    def _cut(self) -> None:
+        """An exception came in the middle of a message. Lock held."""
+        if self.state in ("hello", "open"):
+            self._lost("the client was interrupted in the middle of a message")
 
     def _flush(self) -> None:
-        while self._later:
-            lease = self._later.popleft()
-            if lease.foreign:
-                self._view_gone(lease.epoch)
-            if self.state == "open" and lease.epoch == self.epoch:
-                self._send(Call(0, Request(lease.op, {"buffer": lease.ident}),
-                                None))
-                # A send may swallow the wake-up of a reply.
-                self._drain()
+        try:
+            while self._later:
+                lease = self._later.popleft()
+                if lease.foreign:
+                    self._view_gone(lease.epoch)
+                if self.state == "open" and lease.epoch == self.epoch:
+                    self._send(Call(Request(lease.op,
+                                            {"buffer": lease.ident})))
+                    # A send may swallow the wake-up of a reply.
+                    self._drain()
+        except BaseException:
+            self._cut()
+            raise
 
     def _view_gone(self, epoch: int) -> None:
         if epoch == self.epoch:
@@ -193,28 +216,34 @@ class Engine:
 
     # ---- requests ----------------------------------------------------------
 
-    def submit(self, request: Request,
-               on_done: Optional[Callable[[Call], None]] = None) -> Call:
-        """Sends, or queues until there is a session. Lock not held."""
-        self.lock.acquire()
-        try:
+    def submit(self, call: Call) -> None:
+        """Sends, or queues until there is a session. Lock not held. Whatever
+        it raises, abandon(call) is to follow."""
+        with self.lock:
             if self.state == "closed":
                 raise ClientClosed("the client is closed")
-            call = Call(self.next_id, request, on_done)
-            self.next_id += 1
-            if self.state == "open":
-                self._check_monitor()
-            if self.state == "open":
-                self._start(call)
-                self._drain()
-            else:
-                self.queue.append(call)
-                call.deadline = call.wake_at = now() + self.connect_timeout
-                if self.state == "down":
-                    self._connect()
-            return call
-        finally:
-            self.unlock()
+            try:
+                self._number(call)
+                if self.state == "open":
+                    self._check_monitor()
+                if self.state == "open":
+                    self._start(call)
+                    self._drain()
+                else:
+                    self.queue.append(call)
+                    call.deadline = call.wake_at = \
+                        now() + self.connect_timeout
+                    if self.state == "down":
+                        self._connect()
+            except BaseException:
+                self._cut()
+                raise
+        self.settle()
+
+    def _number(self, call: Call) -> Call:
+        call.id = self.next_id
+        self.next_id += 1
+        return call
 
     def _start(self, call: Call) -> None:
         at = now()
@@ -243,33 +272,34 @@ class Engine:
                   error: Optional[KvferryError]) -> None:
         if call.done:
             return
-        self.calls.pop(call.id, None)
         call.result, call.error, call.done = result, error, True
+        self.calls.pop(call.id, None)
         if call.on_done is not None:
             call.on_done(call)
 
     def abandon(self, call: Call) -> None:
         """Nobody waits any more: what it may still bring goes back. Lock
         not held."""
-        self.lock.acquire()
-        try:
-            if call in self.queue:
-                self.queue.remove(call)
-            elif not call.done and self.state == "open":
-                call.abandoned = True
-                self._send(Call(0, Request("cancel", {"target": call.id}),
-                                None))
-                self._drain()
-            elif call.done and call.result is not None:
-                self._undo(call, call.result[0])
-        finally:
-            self.unlock()
+        with self.lock:
+            try:
+                if call in self.queue:
+                    self.queue.remove(call)
+                elif call.id in self.calls:
+                    call.abandoned = True
+                    self._send(Call(Request("cancel", {"target": call.id})))
+                    self._drain()
+                elif call.result is not None:
+                    self._undo(call, call.result[0])
+            except BaseException:
+                self._cut()
+                raise
+        self.settle()
 
     def _undo(self, call: Call, reply: Dict[str, Any]) -> None:
         op = "free" if call.request.op == "alloc" else "release"
         for r in [reply] + list(reply.get("results") or ()):
             if "buffer" in r and self.state == "open":
-                self._send(Call(0, Request(op, {"buffer": r["buffer"]}), None))
+                self._send(Call(Request(op, {"buffer": r["buffer"]})))
 
     def check(self, call: Call) -> None:
         """wake_at passed: the deadline too, or time for a ping. Lock held."""
@@ -283,16 +313,18 @@ class Engine:
                 f"no daemon answers at {self.endpoint}: is kvferryd running?"))
             return
         if at >= call.deadline:
-            self._lost(f"the daemon at {self.endpoint} did not answer "
-                       f"{call.request.op} in time")
+            why = (f"the daemon at {self.endpoint} did not answer "
+                   f"{call.request.op} in time")
+            self._lost(why)
+            # One that was forgotten when a signal came in between.
+            self._complete(call, None, ConnectionLost(why))
             return
         if self._ping is not None and not self._ping.done:
             if at >= self._ping.wake_at:
                 self._lost(f"the daemon at {self.endpoint} does not answer")
                 return
         elif self.state == "open" and at - self.last_rx >= self.timeout:
-            self._ping = Call(self.next_id, Request("ping"), None)
-            self.next_id += 1
+            self._ping = self._number(Call(Request("ping")))
             self._start(self._ping)
             self._drain()
         call.wake_at = min(call.deadline, at + self.timeout)
@@ -309,8 +341,12 @@ class Engine:
                 os.read(self.wake_fd, 4096)
             except BlockingIOError:
                 pass
-        self._drain()
-        self._check_monitor()
+        try:
+            self._drain()
+            self._check_monitor()
+        except BaseException:
+            self._cut()
+            raise
 
     def _drain(self) -> None:
         while self.sock is not None and \
@@ -404,8 +440,7 @@ class Engine:
         if unmapped:
             fields["unmapped"] = self.old
             self.old = None
-        call = Call(self.next_id, Request("hello", fields), None)
-        self.next_id += 1
+        call = self._number(Call(Request("hello", fields)))
         if not unmapped:
             call.on_done = self._hello_done
         self._start(call)
@@ -502,6 +537,24 @@ class Engine:
         self.maps.drop()
         self.ctx.term()
 
+    def leave(self) -> None:
+        """Says bye without waiting for an answer, and shuts. Lock held."""
+        if self.state == "open":
+            self.sock.setsockopt(zmq.LINGER, 100)  # the bye has to go
+            self._send(Call(Request("bye")))
+        self.shut()
+
+    def drop(self) -> None:
+        """leave(), from a client's __del__: does not wait for the lock."""
+        if self.state == "closed" or sys.is_finalizing() or \
+                not self.lock.acquire(False):
+            return
+        try:
+            self.leave()
+        finally:
+            self.lock.release()
+        self._open_gates()
+
     def __del__(self) -> None:
         for fd in {self.wake_fd, *self.wake_pipe} - {-1}:
             os.close(fd)
@@ -513,11 +566,11 @@ def _at_exit() -> None:
     for e in list(_engines):
         if e.state == "closed" or not e.lock.acquire(timeout=1):
             continue
-        if e.state == "open":  # LINGER 0: a bye has to be on its way
-            e.sock.setsockopt(zmq.LINGER, 100)
-            e._send(Call(0, Request("bye"), None))
-        e.shut()
-        e.unlock()
+        try:
+            e.leave()
+        finally:
+            e.lock.release()
+        e.settle()
 
 
 def _after_fork() -> None:

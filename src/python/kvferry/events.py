@@ -11,7 +11,7 @@ import threading
 import weakref
 from typing import TYPE_CHECKING, Any, Callable, Dict
 
-from .engine import INF, now
+from .engine import now
 
 if TYPE_CHECKING:
     from .client import Client
@@ -49,15 +49,13 @@ class EventThread(threading.Thread):
 
     def _lead(self, client: "Client") -> bool:
         e = self._engine
-        e.lock.acquire()
-        try:
-            if e.state == "closed" or e.events or \
-                    client._leader is not None or \
-                    now() - client._led < _IDLE:
-                return False
-            # Not for ever: the client may be dropped without close().
-            client._poll(self, min(INF, now() + 0.5))
-            client._hand_on()
-            return True
-        finally:
-            e.unlock()
+        # Not for ever: the client may be dropped without close().
+        until, poller = now() + 0.5, None
+        with e.lock:
+            if e.state != "closed" and not e.events and \
+                    now() - client._led >= _IDLE:
+                poller = client._lead(self, until)
+        e.settle()
+        if poller is not None:
+            client._poll(self, poller, until)
+        return poller is not None

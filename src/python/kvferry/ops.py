@@ -243,6 +243,8 @@ class Get(NamedTuple):
 def mget(e: Engine, gets: Sequence[Union[str, Get]],
          timeout: Optional[float], source: From, all_or_nothing: bool
          ) -> Op[List[Union[Payload, KvferryError]]]:
+    if isinstance(gets, str):
+        raise TypeError("mget takes a list of keys, not one")
     items = [Get(g, source) if isinstance(g, str) else g for g in gets]
     wire: List[Dict[str, Any]] = []
     limit = 0.0
