@@ -4,7 +4,8 @@
  *   pair_options.c    the command line, in our words and in Mooncake's
  *   pair_daemon.c     the own kvferryd: started, waited for, ended
  *   pair_target.c     the window, and a small control window beside it
- *   pair_initiator.c  many requests at once, rounds when bytes are verified
+ *   pair_initiator.c  many batches at once, rounds when bytes are verified
+ *   pair_batch.c      one batch: its requests, its bytes filled and checked
  *   pair_order.c      what the initiator asks of the target's engine
  *   pair_report.c     the progress line and the figures
  *
@@ -33,6 +34,7 @@ struct pair {
     uint16_t peer_port; /* initiator: where the target is */
     uint64_t block, buffer, duration_ms, timeout_ms, count;
     unsigned batch, depth, warmup, precision;
+    unsigned part; /* blocks of one request at most */
 };
 
 /* Reads the command line: 0, or an exit status after a message. */
@@ -104,10 +106,12 @@ void pair_target_of(const struct pair *p, struct kvferry_target *to);
 
 /* ---- figures ------------------------------------------------------------ */
 struct pair_result {
-    uint64_t *latency_ns; /* of each request that was done */
+    uint64_t *latency_ns; /* of each batch of which all was done */
     uint64_t n, room;
-    uint64_t failed, retries, verified, wrong; /* requests; attempts; blocks */
-    uint64_t ns; /* in which at least one request was under way */
+    uint64_t blocks;          /* done */
+    uint64_t failed, retries; /* requests; attempts */
+    uint64_t failed_blocks, verified, wrong;
+    uint64_t ns; /* in which at least one batch was under way */
     double initiator_cpu_s, target_cpu_s; /* negative: not known */
     char transport[16], error[220];
 };
@@ -119,4 +123,51 @@ void pair_progress(const struct pair *p, const struct pair_result *r,
 void pair_print(const struct pair *p, struct pair_result *r);
 /* A report unit's bytes; 0: there is no such unit. */
 double pair_unit(const char *name);
+
+/* ---- batches ------------------------------------------------------------ */
+struct pair_run;
+struct pair_slot;
+struct pair_part { /* one request of a batch */
+    struct pair_slot *slot;
+    unsigned first, n; /* blocks */
+    bool done;         /* well */
+};
+
+struct pair_slot { /* one batch after the other */
+    struct pair_run *run;
+    unsigned nth, failures; /* batches in a row */
+    unsigned left;          /* requests under way */
+    bool busy;
+    uint64_t t0, offset, not_before, seed;
+    struct kvferry_segment *seg;
+    struct pair_part *parts;
+};
+
+struct pair_run {
+    struct pair *p;
+    struct kvferry *h;
+    struct kvferry_info info;
+    struct kvferry_buffer local;
+    struct pair_link link;
+    struct pair_daemon daemon;
+    struct pair_result r, *into; /* into: NULL while warming up */
+    struct pair_slot *slots;
+    uint64_t started, limit, end_ns, busy_since, seed, moved;
+    unsigned busy;
+    bool broken; /* orders are not answered any more */
+};
+
+uint64_t pair_batch_bytes(const struct pair *p);
+/* Requests that a batch takes. */
+unsigned pair_batch_parts(const struct pair *p);
+/* False without memory; pair_batch_free in any case. */
+bool pair_batch_init(struct pair_slot *s, struct pair_run *run, unsigned nth);
+void pair_batch_free(struct pair_slot *s);
+/* Chooses the blocks, here and at the target. */
+void pair_batch_lay_out(struct pair_slot *s);
+/* What is written, or what a read must replace. */
+void pair_batch_fill(struct pair_slot *s);
+void pair_batch_start(struct pair_slot *s);
+/* Compares what was done; blocks while the target does. */
+void pair_batch_check(struct pair_slot *s);
 #endif

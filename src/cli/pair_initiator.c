@@ -1,9 +1,9 @@
-/* kvferry bench --mode initiator: `depth` slots, each one request (a batch of
- * blocks) after the other.
+/* kvferry bench --mode initiator: `depth` slots, each one batch of blocks
+ * (pair_batch.c) after the other.
  *
- * Latency is a request's own; throughput is over the time in which at least one
+ * Latency is a batch's own; throughput is over the time in which at least one
  * is under way. With --verify the slots go in rounds: all start together, and
- * bytes are filled and checked between rounds, in no request's time.
+ * bytes are filled and checked between rounds, in no batch's time.
  *
  * Failure modes: a request that fails is counted and the run goes on; its slot
  * pauses, longer each time, so that a dead target is not hammered. */
@@ -16,149 +16,16 @@
 
 #define SEC 1000000000ull
 
-struct run;
-struct slot {
-    struct run *run;
-    unsigned nth, failures; /* in a row */
-    bool busy, done;        /* done: in this round, and well */
-    uint64_t t0, offset, not_before, seed;
-    struct kvferry_segment *seg;
-};
-
-struct run {
-    struct pair *p;
-    struct kvferry *h;
-    struct kvferry_info info;
-    struct kvferry_buffer local;
-    struct pair_link link;
-    struct pair_daemon daemon;
-    struct pair_result r, *into; /* into: NULL while warming up */
-    struct slot *slots;
-    uint64_t started, limit, end_ns, busy_since, seed, moved;
-    unsigned busy;
-    bool broken; /* orders are not answered any more */
-};
-
-static uint64_t batch_bytes(const struct pair *p)
-{
-    return p->block * p->batch;
-}
-
-static void note(struct run *run, const char *what, int status,
-                 const char *message)
-{
-    if (run->r.failed + run->r.wrong == 0)
-        snprintf(run->r.error, sizeof run->r.error, "%s: %s: %s", what,
-                 kvferry_status_name(status), message);
-}
-
-/* ---- one request -------------------------------------------------------- */
-
-static void failed(struct slot *s, int status, const char *message)
-{
-    uint64_t ms = 10ull << (s->failures < 7 ? s->failures : 7);
-
-    note(s->run, s->run->p->write ? "write" : "read", status, message);
-    s->run->r.failed++;
-    s->failures++;
-    s->not_before = bench_now() + ms * 1000000;
-}
-
-static void done(struct kvferry *h, void *user, const struct kvferry_result *r)
-{
-    struct slot *s = user;
-    struct run *run = s->run;
-    uint64_t now = bench_now();
-
-    (void)h;
-    s->busy = false;
-    if (--run->busy == 0 && run->into != NULL)
-        run->into->ns += now - run->busy_since;
-    if (r->transfer.attempts > 1)
-        run->r.retries += r->transfer.attempts - 1;
-    if (r->status != 0) {
-        failed(s, r->status, r->message);
-        return;
-    }
-    s->failures = 0;
-    s->done = true;
-    memcpy(run->r.transport, r->transfer.transport, sizeof run->r.transport);
-    if (run->into != NULL && !pair_result_add(run->into, now - s->t0))
-        failed(s, -KVF_INTERNAL, "out of memory");
-}
-
-/* A slot's blocks lie apart here, those of all slots between each other, as in
- * Mooncake's bench; at the target they are one range. With --cold both walk
- * through the whole memory. */
-static void lay_out(struct slot *s)
-{
-    const struct pair *p = s->run->p;
-    uint64_t bytes = batch_bytes(p);
-
-    s->offset = s->nth * bytes;
-    if (p->cold)
-        s->offset = s->run->moved++ % (p->buffer / bytes) * bytes;
-    for (unsigned i = 0; i < p->batch; i++) {
-        s->seg[i].id = s->run->local.id;
-        s->seg[i].length = p->block;
-        s->seg[i].offset = p->cold
-                               ? s->offset + i * p->block
-                               : ((uint64_t)i * p->depth + s->nth) * p->block;
-    }
-}
-
-static uint8_t *block_at(const struct slot *s, unsigned i)
-{
-    return (uint8_t *)s->run->local.data + s->seg[i].offset;
-}
-
-static void fill(struct slot *s)
-{
-    const struct pair *p = s->run->p;
-
-    s->seed = p->write ? ++s->run->seed : s->run->seed;
-    for (unsigned i = 0; i < p->batch; i++) {
-        if (p->write)
-            bench_fill_at(block_at(s, i), p->block, s->seed,
-                          s->offset + i * p->block);
-        else
-            memset(block_at(s, i), 0xee, p->block); /* not what was there */
-    }
-}
-
-static void start(struct slot *s)
-{
-    struct run *run = s->run;
-    struct pair *p = run->p;
-    struct kvferry_window_options o = {.timeout_ms = p->timeout_ms};
-    int rc;
-
-    pair_target_of(p, &o.to);
-    s->busy = true;
-    run->started++;
-    s->t0 = bench_now();
-    if (run->busy++ == 0)
-        run->busy_since = s->t0;
-    rc = (p->write ? kvferry_write_async : kvferry_read_async)(
-        run->h, p->window, s->offset, s->seg, p->batch, &o, done, s, NULL);
-    if (rc != 0) {
-        struct kvferry_result r = {.status = rc,
-                                   .message = kvferry_error(run->h)};
-
-        done(run->h, s, &r);
-    }
-}
-
 /* ---- many --------------------------------------------------------------- */
 
-static bool over(const struct run *run)
+static bool over(const struct pair_run *run)
 {
     return pair_interrupted() || run->broken || run->started >= run->limit ||
            bench_now() >= run->end_ns;
 }
 
 /* Until when nothing is to be done, ms, 200 at most. */
-static int idle_ms(const struct run *run)
+static int idle_ms(const struct pair_run *run)
 {
     uint64_t now = bench_now(), next = now + SEC / 5;
 
@@ -168,7 +35,7 @@ static int idle_ms(const struct run *run)
     return next <= now ? 0 : (int)((next - now) / 1000000) + 1;
 }
 
-static void wait_some(struct run *run)
+static void wait_some(struct pair_run *run)
 {
     bool round = run->p->verify;
     int ms = round && run->busy > 0 ? 200 : idle_ms(run);
@@ -179,63 +46,31 @@ static void wait_some(struct run *run)
                       run->busy > 0 ? bench_now() - run->busy_since : 0, false);
 }
 
-static void start_idle(struct run *run)
+static void start_idle(struct pair_run *run)
 {
     for (unsigned i = 0; i < run->p->depth && !over(run); i++) {
-        struct slot *s = &run->slots[i];
+        struct pair_slot *s = &run->slots[i];
 
         if (s->busy || bench_now() < s->not_before)
             continue;
-        lay_out(s);
-        start(s);
+        pair_batch_lay_out(s);
+        pair_batch_start(s);
     }
 }
 
-static void check_slot(struct run *run, struct slot *s)
-{
-    struct pair *p = run->p;
-    struct pair_order o = {.what = PAIR_CHECK,
-                           .offset = s->offset,
-                           .length = batch_bytes(p),
-                           .block = p->block,
-                           .seed = s->seed};
-    struct pair_status status;
-    uint64_t wrong = 0;
-    int rc;
-
-    if (p->write) {
-        rc = pair_order_do(&run->link, o, &status, &wrong);
-        if (rc != 0) {
-            note(run, "check", rc, "the target does not answer");
-            run->r.failed++;
-            run->broken = rc == -(int)KVF_TIMEOUT;
-            return;
-        }
-    } else {
-        for (unsigned i = 0; i < p->batch; i++)
-            wrong += !bench_same(block_at(s, i), p->block, s->seed,
-                                 s->offset + i * p->block);
-    }
-    if (wrong > 0)
-        note(run, "verify", -KVF_CORRUPT, "wrong bytes");
-    run->r.wrong += wrong;
-    run->r.verified += p->batch;
-}
-
-static void verified_round(struct run *run)
+static void verified_round(struct pair_run *run)
 {
     unsigned n = 0;
 
     for (unsigned i = 0; i < run->p->depth; i++) {
-        struct slot *s = &run->slots[i];
+        struct pair_slot *s = &run->slots[i];
 
-        s->done = false;
-        lay_out(s);
-        fill(s);
+        pair_batch_lay_out(s);
+        pair_batch_fill(s);
     }
     for (unsigned i = 0; i < run->p->depth && !over(run); i++)
         if (bench_now() >= run->slots[i].not_before) {
-            start(&run->slots[i]);
+            pair_batch_start(&run->slots[i]);
             n++;
         }
     if (n == 0)
@@ -243,11 +78,10 @@ static void verified_round(struct run *run)
     while (run->busy > 0)
         wait_some(run);
     for (unsigned i = 0; i < run->p->depth; i++)
-        if (run->slots[i].done)
-            check_slot(run, &run->slots[i]);
+        pair_batch_check(&run->slots[i]);
 }
 
-static void phase(struct run *run, uint64_t count)
+static void phase(struct pair_run *run, uint64_t count)
 {
     run->started = 0;
     run->limit = count;
@@ -275,7 +109,7 @@ static double both(double a, double b)
     return a >= 0 && b >= 0 ? a + b : -1;
 }
 
-static void measure(struct run *run)
+static void measure(struct pair_run *run)
 {
     struct pair_status before = {.daemon_cpu_ns = -1}, after;
     struct pair_order report = {.what = PAIR_REPORT, .block = 1};
@@ -304,7 +138,7 @@ static void measure(struct run *run)
 }
 
 /* Meets the target, and fills what will be read. */
-static int meet(struct run *run)
+static int meet(struct pair_run *run)
 {
     struct pair *p = run->p;
     struct pair_order fill_it = {
@@ -318,12 +152,12 @@ static int meet(struct run *run)
                           p->peer_port);
     if (status.window_size < p->buffer && p->cold)
         p->buffer = status.window_size;
-    if (status.window_size < batch_bytes(p) * p->depth) {
+    if (status.window_size < pair_batch_bytes(p) * p->depth) {
         fprintf(stderr,
                 "kvferry bench: the target's window has %llu bytes, the blocks "
                 "need %llu: give it --buffer-size\n",
                 (unsigned long long)status.window_size,
-                (unsigned long long)(batch_bytes(p) * p->depth));
+                (unsigned long long)(pair_batch_bytes(p) * p->depth));
         return KVF_INVALID;
     }
     if (p->buffer > status.window_size)
@@ -337,26 +171,39 @@ static int meet(struct run *run)
     return 0;
 }
 
-static int prepare(struct run *run)
+static int make_slots(struct pair_run *run)
 {
     struct pair *p = run->p;
-    uint64_t room = p->cold ? p->buffer : batch_bytes(p) * p->depth;
-    int rc;
+    uint64_t most, at_once;
 
     kvferry_info(run->h, &run->info);
-    if (run->info.max_segments != 0 && p->batch > run->info.max_segments)
-        return cli_usage(p->c, "--batch-size: one request takes %llu at most",
-                         (unsigned long long)run->info.max_segments);
+    most = run->info.max_segments;
+    p->part = most != 0 && most < p->batch ? (unsigned)most : p->batch;
+    at_once = (uint64_t)pair_batch_parts(p) * p->depth;
+    if (run->info.max_outstanding != 0 && at_once > run->info.max_outstanding)
+        return cli_usage(p->c,
+                         "these batches are %llu requests at once, the daemon "
+                         "takes %llu (limits.max_outstanding)",
+                         (unsigned long long)at_once,
+                         (unsigned long long)run->info.max_outstanding);
     run->slots = calloc(p->depth, sizeof *run->slots);
     if (run->slots == NULL)
         return CLI_IO;
-    for (unsigned i = 0; i < p->depth; i++) {
-        run->slots[i].run = run;
-        run->slots[i].nth = i;
-        run->slots[i].seg = calloc(p->batch, sizeof(struct kvferry_segment));
-        if (run->slots[i].seg == NULL)
+    for (unsigned i = 0; i < p->depth; i++)
+        if (!pair_batch_init(&run->slots[i], run, i))
             return CLI_IO;
-    }
+    return 0;
+}
+
+static int prepare(struct pair_run *run)
+{
+    struct pair *p = run->p;
+    uint64_t room = p->cold ? p->buffer : pair_batch_bytes(p) * p->depth;
+    int rc;
+
+    rc = make_slots(run);
+    if (rc != 0)
+        return rc;
     rc = kvferry_alloc(run->h, room, &run->local);
     if (rc == 0) {
         memset(run->local.data, 1, room);
@@ -365,20 +212,20 @@ static int prepare(struct run *run)
     return rc != 0 ? cli_failed(run->h, rc, "alloc") : meet(run);
 }
 
-static void clean_up(struct run *run)
+static void clean_up(struct pair_run *run)
 {
     kvferry_close(run->h);
     pair_daemon_stop(&run->daemon);
     for (unsigned i = 0; run->slots != NULL && i < run->p->depth; i++)
-        free(run->slots[i].seg);
+        pair_batch_free(&run->slots[i]);
     free(run->slots);
     free(run->r.latency_ns);
 }
 
 int pair_initiator(struct pair *p)
 {
-    struct run run = {.p = p, .seed = bench_now()};
-    uint64_t room = p->cold ? p->buffer : batch_bytes(p) * p->depth;
+    struct pair_run run = {.p = p, .seed = bench_now()};
+    uint64_t room = p->cold ? p->buffer : pair_batch_bytes(p) * p->depth;
     int rc;
 
     pair_catch_signals();

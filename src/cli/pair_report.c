@@ -39,7 +39,7 @@ double pair_unit(const char *name)
 
 static double bytes_of(const struct pair *p, const struct pair_result *r)
 {
-    return (double)r->n * (double)p->batch * (double)p->block;
+    return (double)r->blocks * (double)p->block;
 }
 
 void pair_progress(const struct pair *p, const struct pair_result *r,
@@ -91,10 +91,9 @@ static void print_json(const struct pair *p, const struct pair_result *r,
            ",\"batch_size\":%u,\"depth\":%u,\"seconds\":%.6f,\"requests\":"
            "%" PRIu64 ",\"blocks\":%" PRIu64 ",\"bytes\":%.0f",
            p->write ? "write" : "read", r->transport, p->block, p->batch,
-           p->depth, s, r->n, r->n * p->batch, bytes);
+           p->depth, s, r->n, r->blocks, bytes);
     printf(",\"GBps\":%.6g,\"ops_per_s\":%.6g,\"req_per_s\":%.6g",
-           s > 0 ? bytes / 1e9 / s : 0,
-           s > 0 ? (double)(r->n * p->batch) / s : 0,
+           s > 0 ? bytes / 1e9 / s : 0, s > 0 ? (double)r->blocks / s : 0,
            s > 0 ? (double)r->n / s : 0);
     printf(",\"p50_us\":%.1f,\"p90_us\":%.1f,\"p99_us\":%.1f,\"p999_us\":%.1f,"
            "\"max_us\":%.1f",
@@ -103,7 +102,7 @@ static void print_json(const struct pair *p, const struct pair_result *r,
     json_figure("target_cpu_s_per_GB", cpu[1]);
     printf(",\"retries\":%" PRIu64 ",\"failed_blocks\":%" PRIu64
            ",\"verified_blocks\":%" PRIu64 ",\"wrong_blocks\":%" PRIu64 "}\n",
-           r->retries, r->failed * p->batch, r->verified, r->wrong);
+           r->retries, r->failed_blocks, r->verified, r->wrong);
 }
 
 static void print_cpu(const char *who, double v)
@@ -123,15 +122,14 @@ static void print_text(const struct pair *p, const struct pair_result *r,
            p->write ? "write" : "read", r->transport, p->block, p->batch,
            p->depth);
     printf("GB/s %.3f  operations/s %.1f  requests/s %.1f\n", rate / 1e9,
-           s > 0 ? (double)(r->n * p->batch) / s : 0,
-           s > 0 ? (double)r->n / s : 0);
+           s > 0 ? (double)r->blocks / s : 0, s > 0 ? (double)r->n / s : 0);
     printf("request us: p50 %.1f  p90 %.1f  p99 %.1f  p99.9 %.1f  max %.1f\n",
            us[0], us[1], us[2], us[3], us[4]);
     printf("CPU s/GB:");
     print_cpu("initiator", cpu[0]);
     print_cpu(" target", cpu[1]);
     printf("\nretries %" PRIu64 "  failed blocks %" PRIu64 "  ", r->retries,
-           r->failed * p->batch);
+           r->failed_blocks);
     if (p->verify)
         printf("verified blocks %" PRIu64 "  wrong blocks %" PRIu64 "\n",
                r->verified, r->wrong);

@@ -118,10 +118,26 @@ def test_verify(target, protocol, block):
         assert r["target_cpu_s_per_GB"] is None
 
 
+@pytest.mark.parametrize("operation", ["read", "write"])
+def test_a_batch_of_many_requests(target, operation):
+    """The daemon takes 1024 segments a request: 2500 blocks are three of
+    them, and still one batch."""
+    t = target("--protocol", "shm", "--buffer-size", "64MiB")
+    args = ["--operation", operation, "--protocol", "shm", "--batch-size",
+            2500, "--block-size", 4096, "--depth", 2, "--count", 4]
+    r, _ = initiate(t, "--verify", *args)
+    assert (r["requests"], r["blocks"], r["bytes"]) == (4, 10000, 40960000)
+    assert (r["verified_blocks"], r["wrong_blocks"], r["failed_blocks"]) == \
+        (6 * 2500, 0, 0)
+    r, _ = initiate(t, "--cold", *args)
+    assert (r["requests"], r["blocks"], r["failed_blocks"]) == (4, 10000, 0)
+    assert r["req_per_s"] == pytest.approx(r["ops_per_s"] / 2500, rel=0.01)
+
+
 class Owner:
     """A target of the test's own: it obeys orders as it likes."""
 
-    def __init__(self, daemon, size=1 << 20):
+    def __init__(self, daemon, size=1 << 20, says=None):
         self.c = daemon.engine()
         self.data = self.c.ok("expose", name="bench", size=size,
                               writable=True)
@@ -129,7 +145,7 @@ class Owner:
                              writable=True)
         self.pool = self.c.pool()
         self.at = f"{daemon.peer_host}:{daemon.peer_port}"
-        self.poke(self.ctl, 0, (0x6b76622d70616972, size, 0, 0))
+        self.poke(self.ctl, 0, (0x6b76622d70616972, says or size, 0, 0))
         self.over = False
         self.orders = []
 
@@ -151,8 +167,8 @@ class Owner:
             self.poke(self.ctl, 32 + 8 * o[1], [o[2]])
 
 
-def owned(daemon, args, wrong=lambda o: 0, rc=0):
-    owner = Owner(daemon)
+def owned(daemon, args, wrong=lambda o: 0, rc=0, says=None):
+    owner = Owner(daemon, says=says)
     t = threading.Thread(target=owner.serve, args=(wrong,))
     t.start()
     try:
@@ -185,6 +201,23 @@ def test_wrong_bytes_of_a_write_are_told(make):
     assert r["verified_blocks"] == 12 and 1 <= r["wrong_blocks"] <= 2
     checks = [o for o in owner.orders if o[0] == 2]
     assert [o[4] for o in checks] == [4 * 65536] * 3
+
+
+@pytest.mark.parametrize("verify", [False, True])
+def test_a_request_of_a_batch_fails_with_its_own_blocks(make, verify):
+    """The window is smaller than it says: of two requests a batch the second
+    is out of its bounds."""
+    owner, r, err = owned(
+        make(conf=CLUSTER), ["--operation", "write", "--batch-size", 1500,
+                             "--block-size", 1024] + ["--verify"] * verify,
+        rc=CODE["FAILED"], says=1 << 21)
+    assert (r["requests"], r["blocks"], r["failed_blocks"]) == (
+        0, 3 * 1024, 3 * 476)
+    assert (r["verified_blocks"], r["wrong_blocks"]) == (
+        3 * 1024 * verify, 0)
+    checks = [o for o in owner.orders if o[0] == 2]
+    assert [(o[3], o[4]) for o in checks] == [(0, 1 << 20)] * 3 * verify
+    assert "3 requests failed" in err and "INVALID" in err
 
 
 def test_a_byte_broken_at_the_target_is_seen(target, make):
@@ -440,8 +473,8 @@ def test_nobody_there_and_too_small(target):
                  rc=CODE["INVALID"])
     assert "give it --buffer-size" in err
     _, err = run("--mode", "initiator", "--segment-id", t.at, "--batch-size",
-                 60000, "--block-size", 1, rc=USAGE)
-    assert "one request takes" in err
+                 60000, "--block-size", 1, "--depth", 300, rc=USAGE)
+    assert "17700 requests at once, the daemon takes 16384" in err
 
 
 def test_daemon_that_cannot_start():
