@@ -1,11 +1,11 @@
 /* Copies between the owner's mapped memory and ours, in slices of the loop.
  *
  * Happy path: post checks that the claim's segments lie inside their mappings
- * and holds these; the one slice of the transport gives each posted op a piece
- * in turn, as large as its time budget allows (measured as it goes). Failure
- * modes: none while copying (mappings are sealed against shrinking), so an op
- * either completes or is cancelled between two pieces, when nothing touches its
- * memory. */
+ * and holds these; the one slice of the transport copies a piece of the op
+ * whose transfer has its turn, as large as its time budget allows (measured as
+ * it goes). Failure modes: none while copying (mappings are sealed against
+ * shrinking), so an op either completes or is cancelled between two pieces,
+ * when nothing touches its memory. */
 #include "transport/shm.h"
 
 #include "memory/copy.h"
@@ -17,15 +17,22 @@
 #define PIECE_MIN (256ull << 10)
 #define PIECE_MAX (8ull << 20)
 #define PIECE_START (1ull << 20)
-#define OPS_MAX 256   /* posted on one link */
+#define OPS_MAX 256 /* posted on one link */
+/* What a transfer may copy before others have their turn: more than fits into a
+ * round trip through the daemons. So transfers that began together do not end
+ * together: while one is answered and the next is asked for, others are copied.
+ */
+#define TURN (8ull << 20)
 #define RUN_COST 512u /* what a run costs beside its bytes, in bytes copied */
 #define RUN_NT_MIN 1024u /* shorter runs are copied plainly */
 
 struct shm {
     struct kvf_transport t;
     struct kvf_slice slice;
-    struct kvf_list ops; /* in turn */
-    uint64_t rate;       /* bytes in a millisecond, as measured */
+    struct kvf_list ops;           /* in turn */
+    uint64_t rate;                 /* bytes in a millisecond, as measured */
+    const struct kvf_remote *turn; /* whose it is; only compared */
+    uint64_t turn_left;
 };
 
 struct shm_link {
@@ -75,7 +82,7 @@ static uint64_t copy_run(struct kvf_transfer_op *op, uint64_t max, bool nt)
         n = seg->length - op->cur_seg_off;
     if (n > v->iov_len - op->cur_iov_off)
         n = v->iov_len - op->cur_iov_off;
-    kvf_copy(op->write ? far : near, op->write ? near : far, n, nt);
+    kvf_copy_piece(op->write ? far : near, op->write ? near : far, n, nt);
     op->moved += n;
     op->cur_seg_off += n;
     op->cur_iov_off += n;
@@ -146,6 +153,7 @@ static uint64_t copy_pieces(struct kvf_transfer_op *op, uint64_t max, bool nt)
 
     while (done < max && op->moved < op->length)
         done += copy_run(op, max - done, nt);
+    kvf_copy_fence();
     return done;
 }
 
@@ -159,17 +167,40 @@ static void measure(struct shm *shm, uint64_t bytes, uint64_t ns)
     shm->rate = (shm->rate * 3 + rate) / 4;
 }
 
+/* The op that is next, of those that are posted. Those of a transfer whose turn
+ * is over go to the end. */
+static struct kvf_transfer_op *next_op(struct shm *shm)
+{
+    struct kvf_list *skipped = NULL, *n;
+    struct kvf_transfer_op *op;
+
+    for (;;) {
+        n = kvf_list_first(&shm->ops);
+        op = kvf_container_of(n, struct kvf_transfer_op, node);
+        if (op->remote != shm->turn || shm->turn_left > 0 || n == skipped)
+            break;
+        if (skipped == NULL)
+            skipped = n;
+        kvf_list_unlink(n);
+        kvf_list_push_back(&shm->ops, n);
+    }
+    if (op->remote != shm->turn || shm->turn_left == 0) {
+        shm->turn = op->remote;
+        shm->turn_left = TURN;
+    }
+    return op;
+}
+
 static bool run(struct kvf_slice *slice, uint64_t budget_ns)
 {
     struct shm *shm = kvf_container_of(slice, struct shm, slice);
-    struct kvf_list *n = kvf_list_first(&shm->ops);
     struct kvf_transfer_op *op;
     uint64_t piece, spent, had, t0;
     bool nt;
 
-    if (n == NULL)
+    if (kvf_list_empty(&shm->ops))
         return false;
-    op = kvf_container_of(n, struct kvf_transfer_op, node);
+    op = next_op(shm);
     piece = shm->rate * (budget_ns / 1000) / 1000;
     if (piece < PIECE_MIN)
         piece = PIECE_MIN;
@@ -183,12 +214,9 @@ static bool run(struct kvf_slice *slice, uint64_t budget_ns)
     measure(shm, spent, kvf_sched_clock(shm->t.sched) - t0);
     if (!op->write)
         shm->t.stats->shm_bytes += op->moved - had;
-    if (op->moved == op->length) {
+    shm->turn_left -= spent < shm->turn_left ? spent : shm->turn_left;
+    if (op->moved == op->length)
         op_end(shm, op, 0);
-    } else {
-        kvf_list_unlink(n);
-        kvf_list_push_back(&shm->ops, n);
-    }
     return !kvf_list_empty(&shm->ops);
 }
 

@@ -60,7 +60,7 @@ struct kvf_remote {
 
 /* ---- one posted piece --------------------------------------------------- */
 
-#define KVF_OP_IOV 16    /* local pieces of one op */
+#define KVF_OP_IOV 64    /* local pieces of one op */
 #define KVF_OP_RUNS 4096 /* runs of one scattered op */
 
 /* A piece that is contiguous on both sides. */
