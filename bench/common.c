@@ -105,6 +105,18 @@ uint64_t bench_turns(uint64_t size, uint64_t bytes)
     return bytes / size < 2 ? 2 : bytes / size;
 }
 
+bool bench_step(unsigned nth, unsigned rounds)
+{
+    char c = '\0';
+
+    if (getenv("KVF_BENCH_STEP") == NULL)
+        return nth < rounds;
+    while (read(STDIN_FILENO, &c, 1) == 1)
+        if (c == '\n')
+            return true;
+    return false;
+}
+
 void *bench_memory(uint64_t size, bool shared)
 {
     int fd = shared ? memfd_create("bench", MFD_CLOEXEC) : -1;

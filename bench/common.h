@@ -30,6 +30,11 @@ const char *bench_size_text(uint64_t size);
 /* Iterations that move about `bytes`, or about KVF_BENCH_BYTES of the
  * environment if that is less; at least 2. */
 uint64_t bench_turns(uint64_t size, uint64_t bytes);
+/* Asked before the nth measurement (from 0): true `rounds` times. With
+ * KVF_BENCH_STEP in the environment a line of stdin starts each instead, until
+ * its end, so that programs which are compared can take turns within a second:
+ * the speed of a shared machine does not stay the same for longer. */
+bool bench_step(unsigned nth, unsigned rounds);
 
 /* `size` bytes, each page touched. `shared`: of a memfd mapped shared, as a
  * pool is. Ends the program when there is no memory. Never freed. */

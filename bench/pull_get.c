@@ -100,12 +100,29 @@ static void make_into(struct gets *g)
     }
 }
 
+static void measure(struct gets *g, uint64_t turns, unsigned depth, char **argv)
+{
+    uint64_t cpu = pb_cpu(g->b), t0 = bench_now(), ns;
+    double gb = (double)(turns * g->size) / 1e9;
+
+    run(g, turns, depth, false);
+    ns = bench_now() - t0;
+    cpu = pb_cpu(g->b) - cpu;
+    printf("{\"bench\":\"get\",\"how\":\"%s %s depth %u\",\"size\":%llu,"
+           "\"GBps\":%.5f,\"us\":%.2f,\"move_GBps\":%.5f,"
+           "\"cpu_s_per_GB\":%.4f}\n",
+           argv[1], argv[2], depth, (unsigned long long)g->size,
+           gb * 1e9 / (double)ns, (double)ns / 1e3 / (double)turns,
+           g->transfer_us > 0 ? gb * 1e6 / (double)g->transfer_us : 0.0,
+           (double)cpu / 1e9 / gb);
+    fflush(stdout);
+}
+
 void pb_get(struct pb *b, int argc, char **argv)
 {
     struct gets g = {.b = b, .name = "get", .size = bench_size(argv[0])};
     unsigned depth = (unsigned)bench_size(argv[3]);
-    uint64_t turns = bench_turns(g.size, GIB), ns, cpu, t0;
-    double gb;
+    uint64_t turns = bench_turns(g.size, GIB);
 
     (void)argc;
     if (depth > SLOTS)
@@ -124,19 +141,8 @@ void pb_get(struct pb *b, int argc, char **argv)
     run(&g, g.n_keys, depth, true);
     g.read = g.o.mode == KVFERRY_VIEW;
     run(&g, turns < 4 ? turns : turns / 4, depth, false);
-    cpu = pb_cpu(b);
-    t0 = bench_now();
-    run(&g, turns, depth, false);
-    ns = bench_now() - t0;
-    cpu = pb_cpu(b) - cpu;
-    gb = (double)(turns * g.size) / 1e9;
-    printf("{\"bench\":\"get\",\"how\":\"%s %s depth %u\",\"size\":%llu,"
-           "\"GBps\":%.3f,\"us\":%.2f,\"move_GBps\":%.3f,"
-           "\"cpu_s_per_GB\":%.4f}\n",
-           argv[1], argv[2], depth, (unsigned long long)g.size,
-           gb * 1e9 / (double)ns, (double)ns / 1e3 / (double)turns,
-           g.transfer_us > 0 ? gb * 1e6 / (double)g.transfer_us : 0.0,
-           (double)cpu / 1e9 / gb);
+    for (unsigned r = 0; bench_step(r, 1); r++)
+        measure(&g, turns, depth, argv);
     run(&g, depth, depth, true);
     for (uint64_t i = 0; g.into != NULL && i < g.n_keys; i++)
         kvferry_free(b->to, g.into[i].id);

@@ -237,14 +237,15 @@ static void move(const struct hello *peer, uint64_t size)
     }
 }
 
-static void rounds(const struct hello *peer, uint64_t size, int n_rounds)
+static void rounds(const struct hello *peer, uint64_t size, unsigned n_rounds)
 {
     uint64_t turns = bench_turns(size, 64 * MIB);
 
     if (events && ibv_req_notify_cq(cq, 0) != 0)
         bench_die("notify");
-    for (int r = -1; r < n_rounds; r++) {
-        uint64_t n = r < 0 ? 1 : turns, cpu, t0, ns;
+    move(peer, size);
+    for (unsigned r = 0; bench_step(r, n_rounds); r++) {
+        uint64_t n = turns, cpu, t0, ns;
         double gb = (double)(n * size) / 1e9, of = (double)n;
 
         n_wr = n_wc = n_posts = n_sleeps = 0;
@@ -254,16 +255,15 @@ static void rounds(const struct hello *peer, uint64_t size, int n_rounds)
             move(peer, size);
         ns = bench_now() - t0;
         cpu = bench_cpu(0) - cpu;
-        if (r >= 0)
-            printf("{\"bench\":\"verbs\",\"how\":\"%s %s\",\"size\":%llu,"
-                   "\"chunk\":%llu,\"depth\":%u,\"GBps\":%.5f,\"us\":%.2f,"
-                   "\"cpu_s_per_GB\":%.4f,\"wr\":%.1f,\"completions\":%.1f,"
-                   "\"doorbells\":%.1f,\"sleeps\":%.1f}\n",
-                   writes ? "write" : "read", events ? "event" : "poll",
-                   (unsigned long long)size, (unsigned long long)chunk, depth,
-                   gb * 1e9 / (double)ns, (double)ns / 1e3 / of,
-                   (double)cpu / 1e9 / gb, (double)n_wr / of, (double)n_wc / of,
-                   (double)n_posts / of, (double)n_sleeps / of);
+        printf("{\"bench\":\"verbs\",\"how\":\"%s %s\",\"size\":%llu,"
+               "\"chunk\":%llu,\"depth\":%u,\"GBps\":%.5f,\"us\":%.2f,"
+               "\"cpu_s_per_GB\":%.4f,\"wr\":%.1f,\"completions\":%.1f,"
+               "\"doorbells\":%.1f,\"sleeps\":%.1f}\n",
+               writes ? "write" : "read", events ? "event" : "poll",
+               (unsigned long long)size, (unsigned long long)chunk, depth,
+               gb * 1e9 / (double)ns, (double)ns / 1e3 / of,
+               (double)cpu / 1e9 / gb, (double)n_wr / of, (double)n_wc / of,
+               (double)n_posts / of, (double)n_sleeps / of);
         fflush(stdout);
     }
 }
@@ -289,7 +289,7 @@ static int target(int fd, uint64_t size)
 }
 
 static void initiator(int fd, const struct hello *peer, uint64_t size,
-                      int n_rounds)
+                      unsigned n_rounds)
 {
     char word[4] = "?";
 
@@ -337,7 +337,7 @@ int main(int argc, char **argv)
     connect_qp(&me, &peer);
     if (kid == 0)
         return target(pair[0], size);
-    initiator(pair[1], &peer, size, argc > 6 ? atoi(argv[6]) : 1);
+    initiator(pair[1], &peer, size, argc > 6 ? (unsigned)atoi(argv[6]) : 1);
     waitpid(kid, &code, 0);
     return code != 0;
 }
