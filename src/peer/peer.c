@@ -230,7 +230,7 @@ static void forget_incarnation(struct kvf_peer *p)
     kvf_peer_lose_grants(p, true, &why);
     kvf_peer_gone(p);
     close_tcp(p);
-    kvf_peer_rdma_stop(p);
+    kvf_peer_rdma_forget(p);
     close_shm(p);
     p->known = false;
 }

@@ -5,8 +5,9 @@
  * and shm is not possible), the owner accepts, gets use the link. Failure
  * modes: refused or lost: gets go on with the next protocol; the link is tried
  * again, in the background, with a pause that doubles from one second to one
- * minute, so that a port that comes back is used again by itself. Where rdma is
- * the only protocol there is no pause: requests have their own. */
+ * minute, so that a port that comes back is used again by itself; a daemon that
+ * was restarted begins anew. Where rdma is the only protocol there is no pause:
+ * requests have their own. */
 #include "peer/peers_private.h"
 
 #include "base/log.h"
@@ -44,16 +45,24 @@ static void on_up(struct kvf_link *link)
     kvf_peer_await_tell(p, true);
 }
 
+/* The link is no longer up. One that worked for long pays for all failures
+ * before it, whatever ended it: its own, or its session. */
+static void no_longer_up(struct kvf_peer *p)
+{
+    if (p->rdma_up_ns != 0 &&
+        p->ps->env.sched->now_ns - p->rdma_up_ns >= WORKED_NS)
+        p->rdma_fails = 0;
+    p->rdma_up_ns = 0;
+}
+
 static void failed(struct kvf_peer *p, const struct kvf_why *why)
 {
     struct kvf_sched *s = p->ps->env.sched;
     unsigned shift;
     uint64_t pause;
 
-    if (p->rdma_up_ns != 0 && s->now_ns - p->rdma_up_ns >= WORKED_NS)
-        p->rdma_fails = 0;
+    no_longer_up(p);
     shift = p->rdma_fails++;
-    p->rdma_up_ns = 0;
     pause = PAUSE_MIN_NS << (shift < PAUSE_SHIFT_MAX ? shift : PAUSE_SHIFT_MAX);
     /* Between three quarters and all of it, so that peers do not march. */
     pause -= kvf_rng_below(p->ps->env.rng, pause / 4);
@@ -139,8 +148,15 @@ void kvf_peer_rdma_stop(struct kvf_peer *p)
 {
     kvf_link_close(&p->rdma);
     p->has_rdma = false;
-    p->rdma_up_ns = 0;
+    no_longer_up(p);
     stopped(p);
+}
+
+void kvf_peer_rdma_forget(struct kvf_peer *p)
+{
+    kvf_peer_rdma_stop(p);
+    p->rdma_fails = 0;
+    p->rdma_again_ns = 0;
 }
 
 void kvf_peer_rdma_again(struct kvf_peer *p)

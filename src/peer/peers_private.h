@@ -221,6 +221,9 @@ void kvf_peer_rdma_init(struct kvf_peer *p);
 /* The session is up: connects at once where rdma is what gets will use. */
 void kvf_peer_rdma_start(struct kvf_peer *p, bool offered);
 void kvf_peer_rdma_stop(struct kvf_peer *p);
+/* The owner is another process now: stops, and what went wrong with the one
+ * before says nothing about this one. */
+void kvf_peer_rdma_forget(struct kvf_peer *p);
 struct kvf_link *kvf_peer_rdma_link(struct kvf_peer *p, struct kvf_why *why);
 /* Sets the link up anew, unless it is up or on its way. */
 void kvf_peer_rdma_again(struct kvf_peer *p);
