@@ -20,8 +20,9 @@
 
 /* How long one turn may post, where the device moves the bytes inside
  * ibv_post_send. Soft-RoCE in a guest takes some 0.3 ms for a doorbell,
- * whatever it moves: so that is a tenth; and others wait that long at most. */
-#define POST_NS (3000 * KVF_NS_PER_US)
+ * whatever it moves: so that is less than a tenth; and others wait that long at
+ * most, about twice as long as for a ping of an idle daemon there. */
+#define POST_NS (4000 * KVF_NS_PER_US)
 #define BURST_MIN (32ull << 10) /* bytes; a multiple of it is posted */
 
 /* ---- what an op is made of ---------------------------------------------- */
