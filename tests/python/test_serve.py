@@ -211,6 +211,20 @@ def test_many_at_once(stages):
             "free_blocks"] == 512, "all blocks are free")
 
 
+def test_two_signals_leave_nothing(tmp_path):
+    s = Serve(tmp_path)
+    work, pids = s.state["dir"], s.state["pids"].values()
+    try:
+        s.proc.send_signal(signal.SIGINT)
+        s.proc.send_signal(signal.SIGTERM)
+        assert s.proc.wait(15) == 0
+    finally:
+        s.proc.kill()
+    assert not os.path.exists(work)
+    kvf.until(lambda: not any(os.path.exists(f"/proc/{p}") for p in pids),
+              "all have ended")
+
+
 def test_stream_of_tokens(stages):
     c = http.client.HTTPConnection(
         "127.0.0.1", stages.state["ports"]["proxy"], timeout=20)
