@@ -43,7 +43,7 @@ struct signal_slot {
 /* A loop that has work for longer than this gives way once. A thread that was
  * woken meanwhile would else wait for the end of our slice, 3 ms and more: on
  * two cores a ping beside 1 GiB by tcp took that long (p99; now about one). */
-#define GIVE_WAY_NS (200 * KVF_NS_PER_US)
+#define GIVE_WAY_NS (100 * KVF_NS_PER_US)
 
 struct kvf_reactor {
     struct event_base *base;

@@ -155,46 +155,6 @@ static void test_two_passes(void **state)
     close(b[1]);
 }
 
-static unsigned yields;
-
-/* Instead of libc's, for the whole program. */
-int sched_yield(void)
-{
-    yields++;
-    return 0;
-}
-
-static uint64_t ticking(void *arg)
-{
-    return *(uint64_t *)arg += 20 * KVF_NS_PER_US;
-}
-
-/* A loop that always has something to do lets others run every 0.2 ms. */
-static void test_work_gives_way(void **state)
-{
-    struct kvf_sched *s = kvf_reactor_sched(r);
-    uint64_t now = kvf_sched_clock(s), began;
-    struct probe p = {.busy = 1000};
-    int a[2];
-
-    (void)state;
-    s->clock = ticking;
-    s->clock_arg = &now;
-    pair(a);
-    kvf_source_add(r, &p.src, "p", &probe_ops, a[0], 0, NULL);
-    kvf_reactor_once(r, 0, NULL);
-    yields = 0;
-    began = now;
-    for (int i = 0; i < 200; i++)
-        kvf_reactor_once(r, 0, NULL);
-    assert_in_range(yields, (now - began) / (400 * KVF_NS_PER_US),
-                    (now - began) / (200 * KVF_NS_PER_US));
-
-    kvf_source_remove(&p.src);
-    close(a[0]);
-    close(a[1]);
-}
-
 /* Each wants to remove the other while both are ready: one must win. */
 static void test_remove_in_drain(void **state)
 {
@@ -621,13 +581,19 @@ static void test_resolver(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        PLAIN(test_two_passes),      PLAIN(test_work_gives_way),
-        PLAIN(test_remove_in_drain), PLAIN(test_timer_and_idle),
-        PLAIN(test_signal),          ZMQ(test_bursts),
-        ZMQ(test_send_from_timer),   ZMQ(test_parts),
-        ZMQ(test_unknown_id),        ZMQ(test_queue),
-        ZMQ(test_undeliverable),     ZMQ(test_dealer_busy),
-        ZMQ(test_close_in_callback), PLAIN(test_resolver),
+        PLAIN(test_two_passes),
+        PLAIN(test_remove_in_drain),
+        PLAIN(test_timer_and_idle),
+        PLAIN(test_signal),
+        ZMQ(test_bursts),
+        ZMQ(test_send_from_timer),
+        ZMQ(test_parts),
+        ZMQ(test_unknown_id),
+        ZMQ(test_queue),
+        ZMQ(test_undeliverable),
+        ZMQ(test_dealer_busy),
+        ZMQ(test_close_in_callback),
+        PLAIN(test_resolver),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
