@@ -56,6 +56,7 @@ struct kvf_conf {
     uint64_t session_timeout_ms;
     uint64_t drain_ms;
     uint64_t inline_max; /* bytes */
+    uint32_t linger_us;  /* awake for the next message; 0 = never */
     uint64_t max_frame;  /* bytes */
     /* [tcp] */
     uint32_t tcp_streams;    /* connections per peer for large payloads */

@@ -31,6 +31,7 @@ const struct kvf_key kvf_keys[] = {
     {"connector", "session_timeout_ms", KVF_KEY_DURATION, KVF_IN_CONF, C(session_timeout_ms), "30000", 100, DAY_MS, true, "silence after which an engine on tcp is gone"},
     {"connector", "drain_ms", KVF_KEY_DURATION, KVF_IN_CONF, C(drain_ms), "5000", 0, 600000, true, "how long SIGTERM waits for work under way"},
     {"connector", "inline_max", KVF_KEY_SIZE, KVF_IN_CONF, C(inline_max), "64KiB", 0, 16 * MIB, false, "payloads up to this travel inside messages"},
+    {"connector", "linger_us", KVF_KEY_U32, KVF_IN_CONF, C(linger_us), "600", 0, 1000, false, "microseconds to stay awake for the next message while they come that close together; 0 = never"},
     {"connector", "max_frame", KVF_KEY_SIZE, KVF_IN_CONF, C(max_frame), "16MiB", 65536, GIB, false, "largest message frame taken"},
     {"edge", "window_size", KVF_KEY_WINDOW, KVF_IN_EDGE, E(window_size), "-1", 1, 1ull << 62, true, "bytes of claimed, unfinished pulls, and of pushes that come in; -1 = no limit"},
     {"edge", "max_inflight", KVF_KEY_U32, KVF_IN_EDGE, E(max_inflight), "64", 1, 65536, true, "pulls, and pushes that come in, at once on this edge"},

@@ -134,6 +134,7 @@ static int build_loop(struct kvf_server *s, struct kvf_why *why)
     s->reactor = kvf_reactor_create(&s->stats, why);
     if (s->reactor == NULL)
         return -KVF_INTERNAL;
+    kvf_reactor_linger(s->reactor, s->conf->linger_us * KVF_NS_PER_US);
     s->sched = kvf_reactor_sched(s->reactor);
     kvf_sched_stamp(s->sched);
     s->started_ns = s->sched->now_ns;

@@ -40,6 +40,9 @@ struct signal_slot {
  * does slept: without either the calls take some microseconds. */
 #define CROWDED_NS (30 * KVF_NS_PER_US)
 #define NO_SPIN_NS (5 * KVF_NS_PER_MS)
+/* Libzmq's thread and an engine that takes a reply are done sooner; a program
+ * that computes takes its whole slice, some milliseconds. */
+#define HOGGED_NS (500 * KVF_NS_PER_US)
 /* A loop that has work for longer than this gives way once. A thread that was
  * woken meanwhile would else wait for the end of our slice, 3 ms and more: on
  * two cores a ping beside 1 GiB by tcp took that long (p99; now about one). */
@@ -58,7 +61,10 @@ struct kvf_reactor {
     bool work; /* something said BUSY, not only SPIN */
     uint64_t spin_from_ns;
     uint64_t gave_way_ns; /* when we last slept or let others run */
-    bool signalled;       /* some slot is pending */
+    uint64_t linger_ns;   /* see kvf_reactor_linger */
+    uint64_t linger_from_ns;
+    bool dense;     /* what came last was not waited for as long */
+    bool signalled; /* some slot is pending */
     unsigned n_signals;
     struct signal_slot signal[MAX_SIGNALS];
 };
@@ -359,21 +365,32 @@ static bool only_spins(const struct kvf_reactor *r)
 }
 
 /* Whoever shares this processor may be the one that the bytes, or an engine,
- * wait for. If it was away for long, others are busy here. */
-static void give_way(struct kvf_reactor *r)
+ * wait for. Returns how long it was away, ns. */
+static uint64_t let_others_run(struct kvf_reactor *r)
 {
-    uint64_t before = kvf_sched_clock(&r->sched), after;
+    uint64_t before = kvf_sched_clock(&r->sched);
 
     sched_yield();
-    after = kvf_sched_clock(&r->sched);
-    r->gave_way_ns = after;
-    if (after - before > CROWDED_NS)
-        r->spin_from_ns = after + NO_SPIN_NS;
+    r->gave_way_ns = kvf_sched_clock(&r->sched);
+    return r->gave_way_ns - before;
+}
+
+/* If that was long others are busy here. */
+static void give_way(struct kvf_reactor *r)
+{
+    if (let_others_run(r) > CROWDED_NS)
+        r->spin_from_ns = r->gave_way_ns + NO_SPIN_NS;
 }
 
 bool kvf_reactor_may_spin(const struct kvf_reactor *r)
 {
     return r->sched.now_ns >= r->spin_from_ns;
+}
+
+void kvf_reactor_linger(struct kvf_reactor *r, uint64_t ns)
+{
+    r->linger_ns = ns;
+    r->dense = false;
 }
 
 /* Sets the timer for `due`, if it is not set for that already. */
@@ -399,6 +416,24 @@ static void record_lag(struct kvf_reactor *r, uint64_t now)
     kvf_hist_recent_add(&r->stats->loop_lag_recent_us, lag, now);
 }
 
+/* Waits awake until `end`, or until others have work for this processor. True
+ * when something came. */
+static bool linger(struct kvf_reactor *r, uint64_t end)
+{
+    while (kvf_sched_clock(&r->sched) < end) {
+        if (event_base_loop(r->base, EVLOOP_ONCE | EVLOOP_NONBLOCK |
+                                         EVLOOP_NO_EXIT_ON_EMPTY) < 0)
+            return false; /* and the wait that follows says so */
+        if (!kvf_list_empty(&r->ready) || r->signalled)
+            return true;
+        if (let_others_run(r) > HOGGED_NS) {
+            r->linger_from_ns = r->gave_way_ns + NO_SPIN_NS;
+            return false;
+        }
+    }
+    return false;
+}
+
 static int wait_for_events(struct kvf_reactor *r, bool busy, uint64_t until,
                            struct kvf_why *why)
 {
@@ -410,7 +445,9 @@ static int wait_for_events(struct kvf_reactor *r, bool busy, uint64_t until,
         record_lag(r, now);
     if (until < due)
         due = until;
-    if (busy || r->stop || due <= now)
+    if (busy || r->stop || due <= now ||
+        (r->dense && now >= r->linger_from_ns &&
+         linger(r, due - now < r->linger_ns ? due : now + r->linger_ns)))
         flags |= EVLOOP_NONBLOCK;
     else if (set_timer(r, due) != 0)
         return kvf_fail(why, KVF_INTERNAL, "cannot set the loop's timer");
@@ -418,6 +455,9 @@ static int wait_for_events(struct kvf_reactor *r, bool busy, uint64_t until,
         return kvf_fail(why, KVF_INTERNAL, "libevent failed: %s",
                         strerror(errno));
     r->woke_ns = kvf_sched_clock(&r->sched);
+    if (!busy)
+        r->dense =
+            !kvf_list_empty(&r->ready) && r->woke_ns - now < r->linger_ns;
     if (r->woke_ns - now > CROWDED_NS)
         r->gave_way_ns = r->woke_ns; /* it slept */
     return 0;

@@ -110,8 +110,8 @@ static void open_tcp(struct rig *r)
                                 .stream_min = MIB,
                                 .chunk = MIB,
                                 .spin_us = 50,
-                                .connect_ms = 500,
-                                .stall_ms = 300,
+                                .connect_ms = 1500,
+                                .stall_ms = 1000,
                                 .max_conns = 64};
 
     assert_int_equal(kvf_tcp_create(r->reactor, &conf, &rig_serve, r, &r->stats,
@@ -216,8 +216,8 @@ int rig_link(struct rig *r, struct kvf_link *link)
 
 void rig_until(struct rig *r, const unsigned *flag, unsigned ms)
 {
-    /* The real device is an emulated one, beside whatever else runs. */
-    uint64_t patience = r->kind == RIG_RDMA_DEVICE ? 10 : 1;
+    /* Beside whatever else runs; and the real device is an emulated one. */
+    uint64_t patience = r->kind == RIG_RDMA_DEVICE ? 10 : 4;
     uint64_t end = kvf_sched_clock(r->sched) + patience * ms * KVF_NS_PER_MS;
 
     while (*flag == 0 && kvf_sched_clock(r->sched) < end)

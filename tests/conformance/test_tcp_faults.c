@@ -179,7 +179,8 @@ static void expelled(void **state)
         assert_int_equal(rig_link(&r, &r.link), 0);
         pull_start(&p, &r.link);
         rig_until(&r, &p.calls, 3000);
-        assert_int_equal(p.status, 0);
+        if (p.status != 0)
+            fail_msg("after %u turns: %s", turns, p.why.text);
         assert_memory_equal(p.mem, r.payload, r.size);
         pull_end(&p);
         rig_close(&r);
@@ -318,7 +319,7 @@ static void liars(void **state)
         assert_int_equal(p.status, lie == MORE ? 0 : -KVF_TRANSPORT);
         rig_until(&r, &r.downs, 3000);
         if (lie == HANGS)
-            assert_non_null(strstr(p.why.text, "no byte for 300 ms"));
+            assert_non_null(strstr(p.why.text, "no byte for 1000 ms"));
         pull_end(&p);
         liar_close(&l);
         rig_close(&r);
@@ -344,7 +345,7 @@ static void assert_closed(struct rig *r, int fd)
     ssize_t n = -1;
     char c;
 
-    for (unsigned i = 0; i < 1000 && n < 0; i++) {
+    for (unsigned i = 0; i < 5000 && n < 0; i++) {
         assert_int_equal(kvf_reactor_once(r->reactor, KVF_NS_PER_MS, NULL), 0);
         n = recv(fd, &c, 1, MSG_DONTWAIT);
     }
@@ -475,7 +476,7 @@ static void idle_is_quiet(void **state)
     pull_start(&p, &r.link);
     rig_until(&r, &p.calls, 3000);
     /* Past the spin and the stall timers, which find nothing to do. */
-    for (unsigned i = 0; i < 200 && calm < 400 * KVF_NS_PER_MS; i++) {
+    for (unsigned i = 0; i < 200 && calm < 1200 * KVF_NS_PER_MS; i++) {
         t0 = kvf_sched_clock(r.sched);
         kvf_reactor_once(r.reactor, 50 * KVF_NS_PER_MS, NULL);
         calm += kvf_sched_clock(r.sched) - t0;

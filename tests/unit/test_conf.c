@@ -142,6 +142,7 @@ static const struct row rows[] = {
     {"connector", "session_timeout_ms", {"100", "24h"}, {"x", "99"}},
     {"connector", "drain_ms", {"0", "10m"}, {"-1", "601s"}},
     {"connector", "inline_max", {"0", "16MiB"}, {"big", "17MiB"}},
+    {"connector", "linger_us", {"0", "1000"}, {"-1", "1001"}},
     {"connector", "max_frame", {"64KiB", "1GiB"}, {"x", "65535", "2GiB"}},
     {"edge 0->1", "window_size", {"-1", "1", "1GiB"}, {"-2", "0", "x"}},
     {"edge 0->1", "max_inflight", {"1", "65536"}, {"0", "65537"}},
