@@ -173,7 +173,7 @@ int rig_rdma_create(struct rig *r, struct kvf_transport **out,
                                  .signal_every = 4,
                                  .spin_us = 50,
                                  .connect_ms = 3000,
-                                 .stall_ms = 300,
+                                 .stall_ms = 1000,
                                  /* more than one piece even here */
                                  .piece = MIB + 4096};
     const struct kvf_verbs *v = &fake_verbs;

@@ -289,21 +289,23 @@ int kvf_tcp_post(struct kvf_link *link, struct kvf_transfer_op *op,
     return 0;
 }
 
-/* A READ that was asked for: its bytes go to scratch from now on. A WRITE whose
- * bytes are being sent: they must all go out, and its memory is read until
- * then; out_io ends it. */
+/* A READ that was asked for: its bytes go to scratch from now on. A WRITE of
+ * which something was sent ends with its answer, or with its connection: until
+ * then its memory is read, and after that its bytes could still be applied
+ * over those of a write that follows on another connection. */
 void kvf_tcp_cancel(struct kvf_link *link, struct kvf_transfer_op *op)
 {
     struct kvf_tcp_out *c = op->priv;
 
     (void)link;
-    if (op == c->tx_op)
-        return;
     for (unsigned i = 0; i < c->slot_n; i++) {
         struct kvf_tcp_slot *s = &c->slot[(c->slot_first + i) % KVF_TCP_PIPE];
 
-        if (s->op == op)
-            s->op = NULL;
+        if (s->op != op)
+            continue;
+        if (op->write)
+            return;
+        s->op = NULL;
     }
     kvf_list_unlink(&op->node);
     kvf_tcp_op_end(c, op, -KVF_CANCELLED, NULL);

@@ -199,23 +199,6 @@ static void encode_requests(struct kvf_tcp_out *c)
     }
 }
 
-/* The last byte of a WRITE is in the socket. */
-static void write_sent(struct kvf_tcp_out *c)
-{
-    struct kvf_transfer_op *op = c->tx_op;
-
-    c->tx_op = NULL;
-    if (!op->cancelled)
-        return;
-    for (unsigned i = 0; i < c->slot_n; i++) {
-        struct kvf_tcp_slot *s = &c->slot[(c->slot_first + i) % KVF_TCP_PIPE];
-
-        if (s->op == op)
-            s->op = NULL;
-    }
-    kvf_tcp_op_end(c, op, -KVF_CANCELLED, NULL);
-}
-
 static ssize_t send_once(struct kvf_tcp_out *c)
 {
     struct iovec v[1 + KVF_TCP_IOV];
@@ -238,7 +221,7 @@ static ssize_t send_once(struct kvf_tcp_out *c)
         if (c->tx_op != NULL) {
             op_moved(c->tx_op, left - hdr);
             if (c->tx_op->moved == c->tx_op->length)
-                write_sent(c);
+                c->tx_op = NULL; /* all of it is in the socket */
         }
         progress(c);
     }
@@ -284,6 +267,10 @@ static void slot_end(struct kvf_tcp_out *c, int status)
     c->slot_n--;
     if (op == NULL)
         return;
+    if (op->cancelled) {
+        kvf_tcp_op_end(c, op, -KVF_CANCELLED, NULL);
+        return;
+    }
     if (status != 0)
         kvf_fail(&why, (enum kvf_status)status, "the owner refused: %s",
                  kvf_status_text((enum kvf_status)status));
