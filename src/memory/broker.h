@@ -16,7 +16,9 @@ struct kvf_broker_reply {
     int32_t pad;
 };
 
-#define KVF_BROKER_WAIT_MS 200
+/* The loop stands still for so long at worst. On a machine with four busy
+ * programs 200 were once too few. */
+#define KVF_BROKER_WAIT_MS 500
 
 /* O_PATH fd (close-on-exec) of /proc/<pid>/fd/<fd>, or a negative errno
  * (-ETIMEDOUT when the broker is silent, -EPIPE or

@@ -47,7 +47,7 @@ int kvf_broker_start(int *broker, pid_t *pid, struct kvf_why *why);
 int kvf_drop_capabilities(struct kvf_why *why);
 
 /* Opens memory that an engine registers: /proc/<pid>/fd/<n> with O_PATH
- * (directly, else by the broker, waiting at most 200 ms for it), checks that it
+ * (directly, else by the broker, waiting at most 500 ms for it), checks that it
  * is a regular file of `uid`, reopens it read-write, checks F_SEAL_SHRINK and
  * size >= `size`, then that the process still lives (pidfd). Every refusal is
  * -KVF_DENIED with the reason. */
