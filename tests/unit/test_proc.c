@@ -391,7 +391,7 @@ static void broker_dies_with_the_daemon(void **state)
     close(witness[0]);
 }
 
-/* A broker that says nothing costs KVF_BROKER_WAIT_MS; its late answer fools nobody. */
+/* A silent broker costs KVF_BROKER_WAIT_MS; its late answer fools nobody. */
 static void silent_broker(void **state)
 {
     struct kvf_broker_request req;
