@@ -126,6 +126,18 @@ static void fails_often(struct world *w)
     assert_in_range(pause, 6 * S, 8 * S);
 }
 
+/* After many failures the link came up, and stayed so for ns. */
+static void worked_for(struct world *w, uint64_t ns)
+{
+    struct kvf_why why;
+
+    fails_often(w);
+    pass(w, 8 * S);
+    kvf_peer_rdma_link(&w->peer, &why);
+    comes_up(w);
+    pass(w, ns);
+}
+
 static void pauses_grow_and_end(void **state)
 {
     struct world *w = *state;
@@ -144,13 +156,8 @@ static void pauses_grow_and_end(void **state)
 static void a_link_that_worked_starts_over(void **state)
 {
     struct world *w = *state;
-    struct kvf_why why;
 
-    fails_often(w);
-    pass(w, 8 * S);
-    kvf_peer_rdma_link(&w->peer, &why);
-    comes_up(w);
-    pass(w, 10 * S);
+    worked_for(w, 10 * S);
     assert_in_range(fails(w), S / 2, S);
 }
 
@@ -158,13 +165,8 @@ static void a_link_that_worked_starts_over(void **state)
 static void so_does_one_that_ended_with_its_session(void **state)
 {
     struct world *w = *state;
-    struct kvf_why why;
 
-    fails_often(w);
-    pass(w, 8 * S);
-    kvf_peer_rdma_link(&w->peer, &why);
-    comes_up(w);
-    pass(w, 10 * S);
+    worked_for(w, 10 * S);
     kvf_peer_rdma_stop(&w->peer);
     kvf_peer_rdma_start(&w->peer, true);
     assert_in_range(fails(w), S / 2, S);
@@ -173,13 +175,8 @@ static void so_does_one_that_ended_with_its_session(void **state)
 static void one_that_hardly_worked_does_not(void **state)
 {
     struct world *w = *state;
-    struct kvf_why why;
 
-    fails_often(w);
-    pass(w, 8 * S);
-    kvf_peer_rdma_link(&w->peer, &why);
-    comes_up(w);
-    pass(w, 9 * S);
+    worked_for(w, 9 * S);
     kvf_peer_rdma_stop(&w->peer);
     kvf_peer_rdma_start(&w->peer, true);
     assert_in_range(fails(w), 12 * S, 16 * S);
