@@ -14,13 +14,14 @@ static void pull_all(struct rig *r, struct pull *p)
 static void sizes(enum rig_kind kind)
 {
     static const uint64_t all[] = {1, 4095, 4096, 4097, MIB + 1, 64 * MIB};
+    uint64_t most = rig_most(kind, UINT64_MAX, UINT64_MAX, 8 * MIB);
 
     for (unsigned i = 0; i < sizeof all / sizeof *all; i++) {
         struct rig r;
         struct pull p;
 
-        if (kind == RIG_SIM && all[i] > 8 * MIB)
-            continue; /* moves byte by byte */
+        if (all[i] > most)
+            continue;
         rig_open(&r, kind, all[i]);
         pull_init(&p, &r, false);
         pull_all(&r, &p);
@@ -58,7 +59,7 @@ static void concurrent(enum rig_kind kind)
     unsigned first = 0;
     uint64_t ahead;
 
-    rig_open(&r, kind, kind == RIG_SIM ? 12 * MIB : 24 * MIB);
+    rig_open(&r, kind, rig_most(kind, 24 * MIB, 24 * MIB, 12 * MIB));
     for (unsigned i = 0; i < 8; i++) {
         pull_init(&p[i], &r, false);
         pull_start(&p[i], &r.link);
