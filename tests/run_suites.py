@@ -274,17 +274,26 @@ def second_chances(tally):
             say(f"PASSED AT THE SECOND RUN {label} {one}")
 
 
-def run_pytest(label, build_name, seconds, quick, tally):
-    """A folder of pytest, mostly in two shards side by side: they wait."""
+def left_out(build_name, quick, both):
+    """Marks of tests that do not run in this build."""
+    out = ["slow"] if quick or build_name == "asan" else []
+    if build_name == "asan":
+        out.append("release_only")
+    elif both:
+        out.append("sanitized")
+    return out
+
+
+def run_pytest(label, build_name, seconds, quick, both, tally):
+    """A folder of pytest, mostly in two shards side by side: they wait. `both`:
+    it also runs in the other build."""
     d = build_dir(build_name)
     folder = label.split(":")[0]
-    marks = "not slow" if quick or build_name == "asan" else ""
-    if build_name == "asan":
-        marks += " and not release_only"
-    if marks:
-        say(f"{label}: left out on purpose: tests marked "
-            + marks.replace("not ", "").replace(" and ", ", ")
-            + " (they run in the release build)")
+    out = left_out(build_name, quick, both)
+    marks = " and ".join("not " + x for x in out)
+    if out:
+        say(f"{label}: left out on purpose: tests marked {', '.join(out)}"
+            + (" (they run in the other build)" if both else ""))
     shards = []
     of = SHARDS.get(folder, 2)
     for i in range(of):
@@ -319,8 +328,8 @@ def run_pytest(label, build_name, seconds, quick, tally):
         f"{counts[2]} skipped")
 
 
-def run_lane(labels, built, quick, tally):
-    """Suites, one after the other."""
+def run_lane(labels, wanted, built, quick, tally):
+    """Suites, one after the other; `wanted`: all that run."""
     for label in labels:
         kind, build_name, seconds = SUITES[label]
         began = time.monotonic()
@@ -329,7 +338,9 @@ def run_lane(labels, built, quick, tally):
         elif kind == "meson":
             run_meson(label, label.split(":")[0], build_name, seconds, tally)
         else:
-            run_pytest(label, build_name, seconds, quick, tally)
+            both = sum(x.split(":")[0] == label.split(":")[0]
+                       for x in wanted) > 1
+            run_pytest(label, build_name, seconds, quick, both, tally)
         say(f"{label}: took {time.monotonic() - began:.0f} s")
 
 
@@ -358,9 +369,10 @@ def main():
         if any(SUITES[s][1] == name for s in wanted):
             built[name] = build(name, tally)
     beside = threading.Thread(target=run_lane, args=(
-        [s for s in wanted if s in BESIDE], built, args.quick, tally))
+        [s for s in wanted if s in BESIDE], wanted, built, args.quick, tally))
     beside.start()
-    run_lane([s for s in wanted if s not in BESIDE], built, args.quick, tally)
+    run_lane([s for s in wanted if s not in BESIDE], wanted, built, args.quick,
+             tally)
     beside.join()
     second_chances(tally)
     say(f"took {time.monotonic() - began:.0f} s")

@@ -2,7 +2,10 @@
 
 Where no guest can be had every test is skipped with the reason. A daemon that a
 fixture made must end with 0, without a sanitizer report and with every
-verbs object given back to the kernel.
+verbs object given back to the kernel. Starting and ending daemons takes most
+tests longer than what they test: where it does not matter the tests of a module
+share them, each leaves them as it found them, and after one that failed they
+are new.
 """
 import os
 import signal
@@ -25,6 +28,8 @@ def pytest_configure(config):
         "markers", "slow: takes long; left out on the sanitized build")
     config.addinivalue_line(
         "markers", "release_only: measures, or preloads: not on a sanitized build")
+    config.addinivalue_line(
+        "markers", "sanitized: one build is enough; tests/run takes that one")
 
 
 def files():
@@ -118,25 +123,85 @@ def finish(failed, made, guests):
         raise errors[0]
 
 
-@pytest.fixture
-def start(request):
-    """Makes daemons: start(guest, stage, conf, rank=...)."""
-    made, guests = [], []
+class Starter:
+    """start(guest, stage, conf, rank=...) makes a daemon; end() ends them."""
 
-    def make(g, stage, conf=None, **kw):
+    def __init__(self):
+        self.made, self.guests = [], []
+
+    def __call__(self, g, stage, conf=None, **kw):
         if not hasattr(g, "idle_objects"):
             g.idle_objects = vm_daemon.verbs_objects(g)
         d = vm_daemon.Daemon(g, stage, conf, start=False, **kw)
-        if g not in guests:
-            guests.append(g)
-        made.append(d)
+        if g not in self.guests:
+            self.guests.append(g)
+        self.made.append(d)
         return d
-    yield make
-    finish(getattr(request.node, "failed", False), made, guests)
+
+    def end(self, failed):
+        finish(failed, self.made, self.guests)
+
+
+def has_failed(request):
+    return getattr(request.node, "failed", False)
 
 
 @pytest.fixture
-def ab(guest, start):
-    """Two daemons in one guest; the second knows the first."""
-    a = start(guest, 0)
-    return vm_daemon.start_all(a, start(guest, 1).knows(a))
+def start(request):
+    """Makes daemons for one test."""
+    s = Starter()
+    yield s
+    s.end(has_failed(request))
+
+
+class Kept:
+    """What tests share; made anew for another key, and after end()."""
+
+    def __init__(self):
+        self.key = self.value = self.starter = None
+
+    def get(self, key, make):
+        """make(start), or what that was the last time."""
+        if self.starter is None or self.key != key:
+            self.end(False)
+            self.key, self.starter = key, Starter()
+            try:
+                self.value = make(self.starter)
+            except BaseException:
+                self.end(True)
+                raise
+        return self.value
+
+    def end(self, failed):
+        if self.starter is not None:
+            starter, self.starter = self.starter, None
+            starter.end(failed)
+
+
+@pytest.fixture(scope="module")
+def kept_by_module():
+    k = Kept()
+    yield k
+    k.end(False)
+
+
+@pytest.fixture
+def kept(request, kept_by_module):
+    yield kept_by_module
+    if has_failed(request):
+        kept_by_module.end(True)
+
+
+def two_that_know_each_other(g, start):
+    a, b = start(g, 0), start(g, 1)
+    return vm_daemon.start_all(a.knows(b), b.knows(a))
+
+
+@pytest.fixture
+def ab(request, guest, kept):
+    """Two daemons in one guest; the tests of a module share them, and each
+    leaves their pools free."""
+    both = kept.get("ab", lambda s: two_that_know_each_other(guest, s))
+    yield both
+    for d in both if not has_failed(request) else ():
+        vm_daemon.until(d.all_free, f"stage {d.stage} is left all free")

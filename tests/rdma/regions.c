@@ -56,6 +56,16 @@ static void begin(struct engine *e, const char *endpoint)
     close(fd);
 }
 
+/* A word for each eight bytes: a shift, a hole or another round all differ. */
+static void fill(struct engine *e, uint64_t round)
+{
+    for (uint64_t i = 0; i < SIZE / 8; i++) {
+        uint64_t w = (i + 1 + (round << 40)) * 0x9e3779b97f4a7c15u;
+
+        memcpy(e->mem + 8 * i, &w, 8);
+    }
+}
+
 /* Last to first, with gaps of 7 bytes and more. */
 static unsigned cut(uint64_t region, uint64_t size, unsigned n,
                     struct kvferry_segment *out)
@@ -89,8 +99,7 @@ static void round_trip(struct engine *a, struct engine *b, unsigned round,
                                      .timeout_ms = 60000};
 
     snprintf(key, sizeof key, "region:%u", round);
-    for (uint64_t i = 0; i < SIZE; i++)
-        a->mem[i] = (uint8_t)(i * 7 + (i >> 13) + round);
+    fill(a, round);
     memset(b->mem, 0xee, SIZE);
     memset(want, 0xee, SIZE);
     cut(a->region, size, 9, from);
@@ -214,8 +223,7 @@ static void pull_blocks(struct engine *a, struct engine *b,
         char name[32];
 
         snprintf(name, sizeof name, "blocks-%u", round);
-        for (uint64_t i = 0; i < SIZE; i++)
-            a->mem[i] = (uint8_t)(i * 11 + (i >> 12) + round);
+        fill(a, ROUNDS + round);
         memset(b->mem, 0xee, SIZE);
         need(kvferry_publish(a->h, la, name, &src, 1, &po, &handle) == 0,
              "publish", a->h);

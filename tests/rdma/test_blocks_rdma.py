@@ -99,6 +99,7 @@ def ranks(guest, start):
     return guest
 
 
+@pytest.mark.sanitized
 def test_random_layouts(ranks):
     """Seeded by KVF_SEED, for KVF_CASES seconds."""
     seed = int(os.environ.get("KVF_SEED", random.randrange(1 << 30)))

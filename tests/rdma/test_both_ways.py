@@ -1,5 +1,8 @@
 """Two daemons that pull from each other: connects from both ends at once."""
+import pytest
 from vm_daemon import ENV, SLOW, TRANSPORT, until
+
+pytestmark = pytest.mark.sanitized
 
 SIZE = 300_000
 

@@ -3,10 +3,13 @@
 Owner in the first, getter in the second. The network is slowed so that a
 transfer takes long enough to be disturbed; a fault comes when some of its bytes
 have arrived. After each one the next get goes over rdma again, every byte is
-right, and pools, descriptors and verbs objects are as they were before.
+right, and pools, descriptors and verbs objects are as they were before. The
+same daemons go through one test after the other: what a fault leaves behind
+would meet the next.
 """
 import time
 
+import bench_pair
 import pytest
 import vm_daemon
 from vm_daemon import ENV, SLOW, TRANSPORT, until
@@ -28,6 +31,7 @@ class Stage:
     def __init__(self, pair, start, conf=None):
         self.net = pair
         self.g1, self.g2 = pair.guests
+        self.fills = 0
         conf = vm_daemon.merge(RDMA, conf)
         self.a = start(self.g1, 0, conf)
         self.b = start(self.g2, 1, conf).knows(self.a)
@@ -36,12 +40,15 @@ class Stage:
         self.before = vm_daemon.snapshot(self.a, self.b)
 
     def fill(self, size=SIZE):
-        """The payload: /tmp/in, and its sum. One that was made once in this
-        guest does: each test's daemons begin with pools of zeros."""
-        made = f"/dev/shm/payload.{size}"
+        """The payload: /tmp/in, and its sum. It is another each time, since
+        pools still hold the bytes of earlier ones: random bytes, made once in
+        this guest, from another place on."""
+        self.fills += 1
+        made = "/dev/shm/random"
         return self.g1.sh(
-            f"[ -s {made} ] || head -c {size} /dev/urandom >{made}; "
-            f"cp {made} /tmp/in; md5sum </tmp/in")
+            f"[ -s {made} ] || head -c {SIZE + MIB} /dev/urandom >{made}; "
+            f"tail -c +{self.fills * 4099} {made} | head -c {size} >/tmp/in; "
+            "md5sum </tmp/in")
 
     def warm(self, transport=TRANSPORT, tries=1):
         """A get must come by `transport`, and whole."""
@@ -77,9 +84,10 @@ class Stage:
 
     def result(self, seconds=60):
         """(status, output) of the get."""
-        self.g2.sh("until [ -s /tmp/rc ]; do sleep 0.05; done",
-                   seconds * SLOW)
-        return (int(self.g2.sh("cat /tmp/rc")), self.g2.sh("cat /tmp/get"))
+        text = self.g2.sh("until [ -s /tmp/rc ]; do sleep 0.05; done; "
+                          "cat /tmp/rc /tmp/get", seconds * SLOW)
+        status, _, said = text.partition("\n")
+        return int(status), said
 
     def arrives(self, transport=TRANSPORT, seconds=60):
         """The get succeeds, with the right bytes."""
@@ -111,19 +119,19 @@ class Stage:
         self.g2.sh("/bin/tc qdisc del dev eth0 ingress")
 
 
+def calm(g):
+    g.run("/bin/tc qdisc del dev eth0 root; /bin/tc qdisc del dev eth0 ingress")
+
+
 @pytest.fixture
-def stage_of(pair, start):
-    def make(conf=None):
-        return Stage(pair, start, conf)
-    for g in pair.guests:
-        if g.sock is None:
-            g.boot()
-    yield make
+def stage_of(pair, kept):
+    """stage_of(conf): with daemons of before if they had the same conf."""
+    yield lambda conf=None: kept.get(
+        repr(conf), lambda start: Stage(pair, start, conf))
     for g in pair.guests:
         if g.frozen:
             g.thaw()
-        g.run("/bin/tc qdisc del dev eth0 root; "
-              "/bin/tc qdisc del dev eth0 ingress")
+    vm_daemon.beside(calm, pair.guests)
     pair.guests[1].link(True)
 
 
@@ -164,6 +172,7 @@ def test_a_port_that_goes_down_and_up_heals(stage):
     stage.heals()
 
 
+@pytest.mark.sanitized
 def test_the_owner_is_killed(stage):
     stage.begin()
     stage.a.kill()
@@ -207,6 +216,7 @@ def test_the_machine_of_the_owner_stands_still(stage):
     stage.heals()
 
 
+@pytest.mark.sanitized
 def test_the_getter_is_killed(stage):
     """Its claim is given back: another get has the bytes."""
     stage.begin()
@@ -220,7 +230,8 @@ def test_the_getter_is_killed(stage):
 
 
 @pytest.mark.parametrize("how", [
-    "daemon", pytest.param("machine", marks=pytest.mark.slow)])
+    pytest.param("daemon", marks=pytest.mark.sanitized),
+    pytest.param("machine", marks=pytest.mark.slow)])
 def test_memory_is_taken_from_a_getter_that_stands_still(stage, how):
     """The owner does not wait for it: access is revoked, bytes are FREE, and
     what it reads afterwards is an error, not others' bytes."""
@@ -244,43 +255,7 @@ def test_memory_is_taken_from_a_getter_that_stands_still(stage, how):
     stage.heals()
 
 
-@pytest.mark.release_only
-def test_a_getter_is_expelled_without_a_stall(stage):
-    """Packets for it are still in the network card's queue: the owner's loop
-    does not wait for them in the device."""
-    stage.begin()
-    stage.slow("1mbit")  # what is under way takes seconds
-    stage.b.signal("STOP")
-    stage.a.wait_log(r"down \(getter\)", 40)
-    stage.a.ok("fail k gone")
-    until(stage.a.all_free, "all free at the owner")
-    lag = stage.a.status()["histograms"]["loop_lag_us"]
-    print(f"loop lag of the owner: {lag}")
-    stage.b.signal("CONT")
-    stage.result()
-    stage.heals()
-    assert lag["max"] < 300_000, lag
-
-
-def test_doctor_reads_from_the_other_guest(stage_of):
-    """The way there is tcp's here, the way back is RDMA READs."""
-    stage = stage_of({"connector": {"protocol": "auto"}})
-    text = stage.g2.sh(f"{ENV}kvferry doctor --config {stage.b.base}.ini "
-                       f"--peer {stage.g1.addr}:7000", 60 * SLOW)
-    assert text.count(f"came back whole by {TRANSPORT}") == 2, text
-    stage.heals(more_fds=2)
-
-
-def test_tcp_takes_over_in_the_middle_and_rdma_comes_back(stage_of):
-    stage = stage_of({"connector": {"protocol": "auto"}})
-    stage.begin()
-    stage.block_roce()
-    stage.arrives("tcp")
-    assert stage.b.counter("fallbacks") >= 1
-    stage.unblock_roce()
-    stage.heals(more_fds=2)  # the bulk connections of tcp stay
-
-
+@pytest.mark.sanitized
 def test_stress_over_a_network_that_loses_packets(stage):
     seed, count = 4001, 60 if SLOW == 1 else 30
     print(f"seed {seed}")
@@ -295,3 +270,50 @@ def test_stress_over_a_network_that_loses_packets(stage):
     g.sh("until [ -s /tmp/put.rc ]; do sleep 0.05; done", 20 * SLOW)
     assert "LOAD OK" in g.sh("cat /tmp/put")
     stage.heals()
+
+
+@pytest.mark.release_only
+def test_a_getter_is_expelled_without_a_stall(stage_of, kept):
+    """Packets for it are still in the network card's queue: the owner's loop
+    does not wait for them in the device."""
+    kept.end(False)  # the longest lag is that of a daemon's whole life
+    stage = stage_of()
+    stage.begin()
+    stage.slow("1mbit")  # what is under way takes seconds
+    stage.b.signal("STOP")
+    stage.a.wait_log(r"down \(getter\)", 40)
+    stage.a.ok("fail k gone")
+    until(stage.a.all_free, "all free at the owner")
+    lag = stage.a.status()["histograms"]["loop_lag_us"]
+    print(f"loop lag of the owner: {lag}")
+    stage.b.signal("CONT")
+    stage.result()
+    stage.heals()
+    assert lag["max"] < 300_000, lag
+
+
+@pytest.mark.sanitized
+def test_doctor_reads_from_the_other_guest(stage_of):
+    """The way there is tcp's here, the way back is RDMA READs."""
+    stage = stage_of({"connector": {"protocol": "auto"}})
+    text = stage.g2.sh(f"{ENV}kvferry doctor --config {stage.b.base}.ini "
+                       f"--peer {stage.g1.addr}:7000", 60 * SLOW)
+    assert text.count(f"came back whole by {TRANSPORT}") == 2, text
+    stage.heals(more_fds=2)
+
+
+@pytest.mark.sanitized
+def test_tcp_takes_over_in_the_middle_and_rdma_comes_back(stage_of):
+    stage = stage_of({"connector": {"protocol": "auto"}})
+    stage.begin()
+    stage.block_roce()
+    stage.arrives("tcp")
+    assert stage.b.counter("fallbacks") >= 1
+    stage.unblock_roce()
+    stage.heals(more_fds=2)  # the bulk connections of tcp stay
+
+
+@pytest.mark.sanitized
+def test_a_bench_pair_moves_and_verifies_between_guests(pair, kept):
+    kept.end(False)  # each side has a daemon of its own
+    bench_pair.moves_and_verifies(*pair.guests)

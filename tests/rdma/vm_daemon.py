@@ -5,6 +5,7 @@ and get() are the kvferry command. snapshot() is what a fault must leave
 behind as it was: the kernel's count of verbs objects, the daemon's own gauges,
 pool bytes and descriptors.
 """
+import concurrent.futures
 import json
 import os
 import re
@@ -38,10 +39,27 @@ def until(check, what, seconds=20):
         time.sleep(0.05)
 
 
+def counts(text):
+    return {k: int(v) for k, v in re.findall(r"\b(qp|cq|mr|pd) (\d+)", text)}
+
+
 def verbs_objects(g):
     """The kernel's count of qp, cq, mr, pd on rxe0; {} without the device."""
-    text = g.sh("/bin/rdma res show")
-    return {k: int(v) for k, v in re.findall(r"\b(qp|cq|mr|pd) (\d+)", text)}
+    return counts(g.sh("/bin/rdma res show"))
+
+
+def beside(do, guests):
+    """do(guest) for each, in all of them at the same time; the results."""
+    with concurrent.futures.ThreadPoolExecutor(len(guests)) as pool:
+        return list(pool.map(do, guests))
+
+
+def random_file(g, path, size):
+    """New bytes. Random ones are slow to make in a guest: from a megabyte on
+    they repeat, after a number of bytes that divides nothing."""
+    g.sh(f"head -c {min(size, 1_000_003)} /dev/urandom >/tmp/random; "
+         f"n={size}; while [ $n -gt 0 ]; do cat /tmp/random; "
+         f"n=$((n - 1000003)); done | head -c {size} >{path}")
 
 
 class Daemon:
@@ -167,8 +185,13 @@ class Daemon:
 
     # ---- what must come back -------------------------------------------------------
 
-    def fds(self):
-        return int(self.g.sh(f"ls /proc/{self.pid}/fd | wc -l"))
+    def held(self):
+        """Descriptors, pool bytes and verbs objects, by itself and by its
+        kernel."""
+        text = self.g.sh(f"ls /proc/{self.pid}/fd | wc -l; /bin/rdma res show")
+        status = self.status()
+        return {"fds": int(text.split()[0]), "used": used(status),
+                **gauges(status), **counts(text)}
 
     def cpu_ms(self):
         """CPU of all its threads, from the scheduler's nanoseconds."""
@@ -203,13 +226,11 @@ def start_all(*daemons):
 
 
 def snapshot(*daemons):
-    """By stage; each value is one look at the daemon and one at its kernel."""
-    out = {}
-    for d in daemons:
-        status = d.status()
-        out[d.stage] = {"fds": d.fds(), "used": used(status),
-                        **gauges(status), **verbs_objects(d.g)}
-    return out
+    """By stage; what each holds."""
+    guests = list({id(d.g): d.g for d in daemons}.values())
+    parts = beside(lambda g: {d.stage: d.held() for d in daemons if d.g is g},
+                   guests)
+    return {stage: held for part in parts for stage, held in part.items()}
 
 
 def settles(before, *daemons, seconds=20, more_fds=0):
