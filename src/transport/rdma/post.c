@@ -18,13 +18,6 @@
 #include <errno.h>
 #include <string.h>
 
-/* How long one turn may post, where the device moves the bytes inside
- * ibv_post_send. Soft-RoCE in a guest takes some 0.3 ms for a doorbell,
- * whatever it moves: so that is less than a tenth; and others wait that long at
- * most, about twice as long as for a ping of an idle daemon there. */
-#define POST_NS (4000 * KVF_NS_PER_US)
-#define BURST_MIN (32ull << 10) /* bytes; a multiple of it is posted */
-
 /* ---- what an op is made of ---------------------------------------------- */
 
 struct piece { /* contiguous here and in the payload */
@@ -319,27 +312,6 @@ static void build(struct kvf_rdma_link *l, struct chain *c)
         signal_here(l, c);
 }
 
-/* Some devices (Soft-RoCE) move the bytes inside ibv_post_send: what one turn
- * posts there is what POST_NS moves. Grows fast and shrinks slowly: a post that
- * takes long may only have been interrupted. */
-static void learn_burst(struct kvf_rdma *r, uint64_t bytes, uint64_t ns)
-{
-    uint64_t fits, least = r->burst / 4 * 3, most = r->burst * 2;
-
-    /* Little that went fast says nothing about more. */
-    if (bytes < BURST_MIN || (bytes < r->burst / 2 && ns < POST_NS))
-        return;
-    fits = bytes * POST_NS / (ns != 0 ? ns : 1);
-    if (fits < least)
-        fits = least;
-    if (fits > most)
-        fits = most;
-    if (fits > r->conf.burst)
-        fits = r->conf.burst;
-    fits &= ~(BURST_MIN - 1);
-    r->burst = fits < BURST_MIN ? BURST_MIN : fits;
-}
-
 static void post_chain(struct kvf_rdma_link *l, const struct chain *c,
                        uint64_t bytes)
 {
@@ -350,7 +322,7 @@ static void post_chain(struct kvf_rdma_link *l, const struct chain *c,
     uint64_t began = kvf_sched_clock(r->t.sched);
     int err = r->v->post_send(l->qp.qp, &r->wr[0], &bad);
 
-    learn_burst(r, bytes, kvf_sched_clock(r->t.sched) - began);
+    kvf_rdma_learn_burst(r, bytes, kvf_sched_clock(r->t.sched) - began);
     if (err != 0) {
         taken = 0;
         while (bad != NULL && taken < c->n && &r->wr[taken] != bad)
@@ -377,7 +349,7 @@ static void post_chain(struct kvf_rdma_link *l, const struct chain *c,
 void kvf_rdma_ring(struct kvf_task *t)
 {
     struct kvf_rdma_link *l = kvf_container_of(t, struct kvf_rdma_link, ring);
-    uint64_t bytes = l->r->burst;
+    uint64_t bytes = kvf_rdma_turn_bytes(l);
 
     while (l->state == KVF_RDMA_UP) {
         struct chain c = {.bytes = bytes};

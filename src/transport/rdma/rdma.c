@@ -55,6 +55,7 @@ void kvf_rdma_configure(struct kvf_transport *t,
         c->burst = 4096;
     kvf_rdma_of(t)->burst =
         c->burst < KVF_RDMA_BURST_FIRST ? c->burst : KVF_RDMA_BURST_FIRST;
+    kvf_rdma_of(t)->burst_known = false;
     if (c->depth == 0)
         c->depth = 1;
     if (c->signal_every == 0)

@@ -97,7 +97,11 @@ struct kvf_rdma {
     uint64_t next_id;
     uint32_t next_gen;
     uint64_t last_completion;
-    uint64_t burst; /* bytes that a turn posts: conf.burst, or fewer */
+    /* burst.c */
+    uint64_t burst;       /* bytes of a short turn: conf.burst, or fewer */
+    bool burst_known;     /* learnt from a turn, not the first guess */
+    uint64_t asked;       /* requests and claims seen so far */
+    uint64_t asked_until; /* turns are short until then, ns */
     /* guest.c */
     struct kvf_list guests;
     void **writers; /* sessions that may write */
@@ -255,6 +259,13 @@ void kvf_rdma_link_drained(struct kvf_rdma_link *l);
 void kvf_rdma_link_probed(struct kvf_rdma_link *l);
 /* For kvf_rdma destroy: at once. */
 void kvf_rdma_links_destroy(struct kvf_rdma *r);
+
+/* burst.c */
+/* What a turn may post that begins now; notices whether somebody asked. */
+uint64_t kvf_rdma_turn_bytes(const struct kvf_rdma_link *l);
+/* Posting `bytes` took `ns`. Grows fast and shrinks slowly: a post that takes
+ * long may only have been interrupted. */
+void kvf_rdma_learn_burst(struct kvf_rdma *r, uint64_t bytes, uint64_t ns);
 
 /* post.c */
 int kvf_rdma_post(struct kvf_link *link, struct kvf_transfer_op *op,

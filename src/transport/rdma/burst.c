@@ -1,0 +1,74 @@
+/* How many bytes one turn of the loop posts.
+ *
+ * Some devices (Soft-RoCE) move the bytes inside ibv_post_send, and whoever
+ * asks the daemon something meanwhile waits for the turn. So it is learnt how
+ * long posting takes, and a turn posts what some milliseconds move: few of
+ * them for as long as somebody asks while bytes move, more when nobody does and
+ * one link has all of the turn. On a real device both are conf.burst after some
+ * turns. */
+#include "transport/rdma/rdma_priv.h"
+
+/* A short turn. Soft-RoCE in a guest takes some 0.3 ms for a doorbell, whatever
+ * it moves: that is less than a tenth of this; and others wait that long at
+ * most, about twice as long as for a ping of an idle daemon there. */
+#define POST_NS (4000 * KVF_NS_PER_US)
+#define ALONE 4u /* times as long while nobody asks */
+/* Turns are short for so long after a question: whoever asks once a second, or
+ * more often, meets a long one only the first time. */
+#define ASKED_NS (2 * KVF_NS_PER_S)
+#define BURST_MIN (32ull << 10) /* bytes; a multiple of it is posted */
+
+/* Is something on its way? (Everything posted may be done, and of the first op
+ * more to be posted.) */
+static bool amid(const struct kvf_rdma_link *l)
+{
+    const struct kvf_list *n = kvf_list_first(&l->queued);
+
+    return l->posted != l->done ||
+           (n != NULL &&
+            kvf_container_of(n, struct kvf_transfer_op, node)->tag != 0);
+}
+
+/* Turns of several links come one after the other. */
+static bool only_one(const struct kvf_rdma *r)
+{
+    unsigned n_amid = 0;
+
+    kvf_list_for_each (n, &r->links)
+        n_amid += amid(kvf_container_of(n, struct kvf_rdma_link, node));
+    return n_amid <= 1;
+}
+
+uint64_t kvf_rdma_turn_bytes(const struct kvf_rdma_link *l)
+{
+    struct kvf_rdma *r = l->r;
+    uint64_t now = r->t.sched->now_ns, bytes = r->burst;
+    uint64_t asked = r->t.stats->requests + r->t.stats->claims;
+
+    /* What comes before the first byte moves is what wants the bytes. */
+    if (asked != r->asked && amid(l))
+        r->asked_until = now + ASKED_NS;
+    r->asked = asked;
+    if (r->burst_known && now >= r->asked_until && only_one(r))
+        bytes *= ALONE;
+    return bytes < r->conf.burst ? bytes : r->conf.burst;
+}
+
+void kvf_rdma_learn_burst(struct kvf_rdma *r, uint64_t bytes, uint64_t ns)
+{
+    uint64_t fits, least = r->burst / 4 * 3, most = r->burst * 2;
+
+    /* Little that went fast says nothing about more. */
+    if (bytes < BURST_MIN || (bytes < r->burst / 2 && ns < POST_NS))
+        return;
+    fits = bytes * POST_NS / (ns != 0 ? ns : 1);
+    if (fits < least)
+        fits = least;
+    if (fits > most)
+        fits = most;
+    if (fits > r->conf.burst)
+        fits = r->conf.burst;
+    fits &= ~(BURST_MIN - 1);
+    r->burst = fits < BURST_MIN ? BURST_MIN : fits;
+    r->burst_known = true;
+}
