@@ -11,13 +11,14 @@ take turns, so a busy machine hits all of them alike.
   C      the same through libkvferry (called with ctypes, about a microsecond);
          the overhead that is printed is the client's above that, or above bare
          where the library is not built
+
+Threads that share a client: bench/python_threads.py.
 """
 import argparse
 import ctypes
 import os
 import statistics
 import sys
-import threading
 import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -186,65 +187,10 @@ def large(a, b, rounds, mib):
              f"{x.nbytes / statistics.median(s) / 1e9:.1f} GB/s")
 
 
-def threads(pairs, n, size, seconds):
-    """pairs(i) is the put+get of thread i; all take part for `seconds`."""
-    done = [0] * n
-    work = [pairs(i) for i in range(n)]
-    end = time.perf_counter() + seconds
-
-    def run(i):
-        while time.perf_counter() < end:
-            work[i]()
-            done[i] += 1
-    ts = [threading.Thread(target=run, args=(i,)) for i in range(n)]
-    began = time.perf_counter()
-    for t in ts:
-        t.start()
-    for t in ts:
-        t.join()
-    return sum(done) / (time.perf_counter() - began)
-
-
-def parallel(a, b, daemons, n, size, seconds):
-    """One Client per daemon for all threads, against a libkvferry handle per
-    daemon and thread; taking turns."""
-    data = np.ones(size, "uint8")
-    handles = []
-
-    def client(i):
-        def pair():
-            a.put(f"{i}", data)
-            b.get(f"{i}", timeout=10).release()
-        return pair
-
-    def lib(i):
-        x, y = C(daemons[0].endpoint), C(daemons[1].endpoint)
-        handles.extend([x, y])
-        key, raw = b"%d" % i, data.ctypes.data_as(ctypes.c_void_p)
-
-        def pair():
-            x.put(key, raw, size)
-            y.get(key)
-        return pair
-    rates = {"client": [], "C": []}
-    for _ in range(3):
-        rates["client"].append(threads(client, n, size, seconds / 3))
-        if C.lib:
-            rates["C"].append(threads(lib, n, size, seconds / 3))
-            while handles:
-                handles.pop().close()
-    for name, r in rates.items():
-        if r:
-            rate = statistics.median(r)
-            print(f"{name} {n} threads, {size} B put+get:".ljust(42),
-                  f"{rate:9.0f} pairs/s  {rate * size / 1e9:6.2f} GB/s")
-
-
 def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument("--rounds", type=int, default=1000)
     p.add_argument("--mib", type=int, default=64)
-    p.add_argument("--seconds", type=float, default=1.0)
     args = p.parse_args()
     C.load()
     daemons = [kvf.Daemon(0, conf=CONF), kvf.Daemon(1, conf=CONF)]
@@ -256,9 +202,6 @@ def main():
             b.get("warm", 0, timeout=10).release()
             small(daemons[0], a, args.rounds)
             large(a, b, max(5, args.rounds // 50), args.mib)
-            for size in (100, 1 << 20, 4 << 20):
-                for n in (1, 8):
-                    parallel(a, b, daemons, n, size, args.seconds)
     finally:
         for d in daemons:
             d.close(check=False)

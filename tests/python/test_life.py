@@ -267,7 +267,8 @@ def test_close_wakes_waiters(one):
     threads = [threading.Thread(target=wait) for _ in range(3)]
     for t in threads:
         t.start()
-    kvf.until(lambda: len(one._engine.calls) == 3, "waiting")
+    lanes = one._engine.lanes
+    kvf.until(lambda: len(lanes._open) - len(lanes._idle) == 3, "waiting")
     one.close()
     for t in threads:
         t.join(5)
@@ -311,7 +312,7 @@ def test_interrupt_inside_a_message(one, monkeypatch, function, nth):
         return result
     monkeypatch.setattr(engine, function, interrupted)
     with pytest.raises(KeyboardInterrupt):
-        one.put("k", b"1")  # two frames
+        one.put("k", b"1", notify=True)  # two frames; not by a lane
     monkeypatch.undo()
     assert one.put("k", b"2").size == 1
     assert one.get("k", timeout=5).to_bytes() == b"2"
@@ -340,7 +341,7 @@ def test_interrupt_of_the_reader(one, monkeypatch):
     t = threading.Thread(target=other)
     t.start()
     with pytest.raises(KeyboardInterrupt):
-        one.get("k2", one.me, timeout=30)
+        one.start_get("k2", one.me, timeout=30).result()
     kvf.until(lambda: one._leader is pending._call, "the other one reads")
     monkeypatch.undo()
     one.put("k", b"1")

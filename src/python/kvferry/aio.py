@@ -15,8 +15,9 @@ from typing import Any, Dict, List, Optional, Sequence, Set, Union
 from . import ops
 from .blocks import BlockOps
 from .buffers import Buffer, Payload, Region
+from .calls import Call, Request, now
 from .client import default_endpoint, put_options
-from .engine import Call, Engine, Request, now
+from .engine import Engine
 from .errors import KvferryError, PeerUnreachable
 from .ops import From, Get, Into, PutResult, R
 from .windows import WindowOps

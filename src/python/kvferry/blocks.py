@@ -10,7 +10,8 @@ from typing import (Any, Dict, List, Mapping, NamedTuple, Optional, Sequence,
 
 from . import ops
 from .buffers import Region
-from .engine import Engine, Request
+from .calls import Request
+from .engine import Engine
 from .ops import Op, Worker
 
 

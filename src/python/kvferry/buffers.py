@@ -20,7 +20,7 @@ from .errors import Corrupt, Unsupported
 from .shm import make_memfd
 
 if TYPE_CHECKING:
-    from .engine import Lease
+    from .calls import Lease
 
 try:
     import numpy as np
@@ -221,8 +221,12 @@ class Payload(Buffer):
         self.transport: str = reply.get("transport", "")
         self.attempts: int = reply.get("attempts", 0)
         self.checksum: Optional[int] = reply.get("checksum")
-        t = reply.get("timing") or {}
-        self.timing = Timing(*(t.get(f, 0) for f in Timing._fields))
+        self._timing: Dict[str, int] = reply.get("timing") or {}
+
+    @property
+    def timing(self) -> Timing:
+        """The daemon's times of this get."""
+        return Timing(*(self._timing.get(f, 0) for f in Timing._fields))
 
     def _export(self) -> memoryview:
         mv = super()._export()

@@ -1,9 +1,10 @@
 """Client: the synchronous, thread-safe client of a kvferryd.
 
-One connection for all threads, and no thread of its own while no `on_event`
-asks for one. Of the threads that wait for a reply one polls the connection
-and completes the others' calls; when it has its own, it hands that job on. So
-a single caller pays for no switch between threads.
+Most calls go by a lane (lanes.py), a connection that the calling thread has
+for itself meanwhile. The others share the engine's connection, and there is no
+thread of the client's own while no `on_event` asks for one: of the threads
+that wait for a reply one polls that connection and completes the others'
+calls; when it has its own, it hands that job on.
 """
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ from typing import (Any, Callable, Dict, List, Mapping, Optional, Sequence,
 from . import blocks, ops
 from .blocks import BlockOps
 from .buffers import Buffer, Payload, Region
-from .engine import INF, Call, Engine, Request, now
+from .calls import INF, Call, Request, now
+from .engine import Engine
 from .errors import ClientClosed, KvferryError, PeerUnreachable
 from .ops import From, Get, Into, PutResult, R
 from .windows import WindowOps
@@ -111,7 +113,7 @@ class Client(BlockOps, WindowOps):
             self._engine.gates.append(call.gate)
             call.gate = None
         elif self._leader is call:
-            self._engine.wake()
+            self._engine.bell.ring()
 
     def _lead(self, me: object, until: float) -> Any:
         """What to _poll with, or None while another thread reads. Lock
@@ -131,7 +133,7 @@ class Client(BlockOps, WindowOps):
             if self._leader is me:
                 self._leader = None
             self._led = now()
-            e.process((e.wake_fd, POLLIN) in ready)
+            e.process((e.bell.fd, POLLIN) in ready)
             # Whose call is not done goes on itself.
             if self._leader is None and getattr(me, "done", True):
                 self._hand_on()
@@ -192,6 +194,9 @@ class Client(BlockOps, WindowOps):
             self._give_up(call)
 
     def _call(self, request: Request) -> Any:
+        result = self._engine.lanes.run(request)
+        if result is not None:
+            return result
         call = Call(request, self._on_done)
         try:
             self._engine.submit(call)

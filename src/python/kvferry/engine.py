@@ -1,7 +1,9 @@
 """The connection to the daemon: requests out, replies in, nothing that blocks.
 
 The synchronous and the asyncio client drive the same Engine: they submit
-requests and call process() when one of its descriptors is readable.
+requests and call process() when one of its descriptors is readable. Most calls
+of the synchronous one pass it by (lanes.py) and need only what it knows of the
+session.
 
 Happy path: submit sends, process reads the replies and completes the calls.
 Failure modes: a connection that is lost ends every outstanding call with
@@ -20,95 +22,33 @@ costs the connection: half a message must not be taken for a whole one.
 from __future__ import annotations
 
 import atexit
+import itertools
 import os
 import select
 import sys
 import threading
-import time
 import weakref
 from collections import deque
-from typing import Any, Callable, Deque, Dict, List, Optional, Set, Tuple
+from typing import Any, Callable, Deque, Dict, List, Optional, Set
 
 import msgpack
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
+from .calls import Call, Lease, Request, now
 from .errors import (ClientClosed, ConnectionLost, Internal, KvferryError,
                      error_for)
+from .lanes import Lanes
 from .shm import Mapping, Mappings
+from .spares import Spares
+from .wire import (EVENTS as _EVENTS, NOBLOCK as _NOBLOCK, POLLIN as _POLLIN,
+                   RCVMORE as _RCVMORE, SNDMORE as _SNDMORE, Bell, close,
+                   dealer, getopt as _get, sock_recv as _sock_recv,
+                   sock_send as _sock_send)
 
-now = time.monotonic
-INF = float("inf")
 _pack = msgpack.Packer(use_bin_type=True, autoreset=True)
-_NOBLOCK = int(zmq.NOBLOCK)
-_SNDMORE = int(zmq.NOBLOCK | zmq.SNDMORE)
-_EVENTS, _RCVMORE, _POLLIN = (int(x) for x in (zmq.EVENTS, zmq.RCVMORE,
-                                               zmq.POLLIN))
-# Socket.get and send of pyzmq's backend: those of zmq.Socket turn each flag
-# into an enum, which costs more than the call.
-_get: Callable[[Any, int], Any] = zmq.backend.Socket.get
-_sock_send = zmq.backend.Socket.send
-_sock_recv = zmq.backend.Socket.recv
 _engines: "weakref.WeakSet[Engine]" = weakref.WeakSet()
-
-
-class Request:
-    """What to ask. `limit`: seconds that the daemon may take by the request's
-    own words (INF: unknown; a silent daemon is found by pings)."""
-    __slots__ = ("op", "fields", "payload", "limit")
-
-    def __init__(self, op: str, fields: Optional[Dict[str, Any]] = None,
-                 payload: Optional[bytes] = None, limit: float = 0) -> None:
-        self.op, self.payload, self.limit = op, payload, limit
-        self.fields = fields or {}
-
-
-class Call:
-    """One request under way. `result` is (reply, frame), or `error` is set."""
-    __slots__ = ("id", "request", "done", "result", "error", "deadline",
-                 "wake_at", "on_done", "abandoned", "gate", "leads")
-
-    def __init__(self, request: Request,
-                 on_done: Optional[Callable[["Call"], None]] = None) -> None:
-        self.id, self.request, self.on_done = 0, request, on_done
-        self.done = self.abandoned = self.leads = False
-        self.result: Optional[Tuple[Dict[str, Any], bytes]] = None
-        self.error: Optional[KvferryError] = None
-        self.deadline = self.wake_at = INF
-        self.gate: Any = None
-
-
-class Lease:
-    """Memory that goes back when its views are gone, or at end()."""
-    __slots__ = ("engine", "op", "ident", "epoch", "left", "refs",
-                 "foreign", "__weakref__")
-
-    def __init__(self, engine: "Engine", op: str, ident: int,
-                 views: List[memoryview], foreign: bool = False) -> None:
-        self.engine, self.op, self.ident = engine, op, ident
-        self.epoch, self.foreign = engine.epoch, foreign
-        self.left = len(views)
-        self.refs = [weakref.ref(v, self._gone) for v in views]
-        engine.leases.add(self)
-        if foreign:
-            engine.foreign += 1
-
-    def _gone(self, ref: Any) -> None:
-        self.left -= 1
-        if self.left <= 0:
-            self.end()
-
-    def drop(self) -> bool:
-        """No longer ours to give back; False when it was so already."""
-        refs, self.refs = self.refs, []
-        if not refs:
-            return False
-        self.engine.leases.discard(self)
-        return True
-
-    def end(self) -> None:
-        if self.drop():
-            self.engine.later(self)
+_stuck: List[Any] = []  # contexts that cannot be ended: never collected
 
 
 class Engine:
@@ -124,19 +64,14 @@ class Engine:
         self.ctx.set(zmq.BLOCKY, False)
         self.sock: Any = None
         self.mon: Any = None
-        self.wake_fd: int = getattr(os, "eventfd", lambda *a: -1)(
-            0, os.O_NONBLOCK | os.O_CLOEXEC)  # from Python 3.10 on
-        self.wake_pipe = (-1, -1)
-        if self.wake_fd < 0:
-            self.wake_pipe = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-            self.wake_fd = self.wake_pipe[0]
+        self.bell = Bell()  # ends a poll of another thread
         self.poller = select.poll()
         self.state = "down"  # hello, open, closed
         self.closing = False
         self.calls: Dict[int, Call] = {}
         self.queue: List[Call] = []  # until hello is answered
         self.gates: Deque[Any] = deque()  # to be opened by settle
-        self.next_id = 1
+        self.ids = itertools.count(1)
         self.maps = Mappings()
         self.pool: Optional[Mapping] = None
         self.info: Dict[str, Any] = {}
@@ -144,8 +79,8 @@ class Engine:
         self.session: Optional[bytes] = None
         self.incarnation: Optional[bytes] = None
         self.old: Optional[bytes] = None  # incarnation still to be `unmapped`
-        self.foreign = 0        # views into other pools: of this session,
-        self.old_foreign = 0    # of those before
+        self.foreign: Set[Lease] = set()  # views into other pools: of this
+        self.old_foreign: Set[Lease] = set()  # session, and of those before
         self.leases: Set[Lease] = set()
         self.last_rx = now()
         self.events: Deque[Dict[str, Any]] = deque(maxlen=65536)
@@ -153,6 +88,9 @@ class Engine:
         self.on_event: Optional[Callable[[], None]] = None
         self._later: Deque[Lease] = deque()
         self._ping: Optional[Call] = None
+        self._looked = now()
+        self.lanes = Lanes(self)
+        self.spares = Spares(self)
         _engines.add(self)
 
     # ---- the lock ----------------------------------------------------------
@@ -176,6 +114,10 @@ class Engine:
                 return
             gate.release()
 
+    def queue_lease(self, lease: Lease) -> None:
+        """It goes back when the lock is left next."""
+        self._later.append(lease)
+
     def later(self, lease: Lease) -> None:
         """From anywhere, the garbage collector included: does not wait for
         the lock, whose holder settles."""
@@ -187,6 +129,61 @@ class Engine:
                 self.lock.release()
             self._open_gates()
 
+    def give_back(self, lease: Lease) -> None:
+        """What it is about is no longer used; from anywhere."""
+        if lease.foreign:
+            self.foreign.discard(lease)
+        if lease in self.old_foreign or lease.epoch != self.epoch or \
+                not self.lanes.post({"op": lease.op, "buffer": lease.ident}):
+            self.later(lease)
+
+    def undo(self, request: Request) -> None:
+        """Its caller is gone: what was or will be answered goes back."""
+        request.given_up = True
+        reply, request.reply = request.reply, None
+        if reply is not None:
+            op = "free" if request.op == "alloc" else "release"
+            for r in [reply, *(reply.get("results") or ())]:
+                if "buffer" in r:
+                    Lease(self, op, r["buffer"], [memoryview(b"")]).end()
+
+    # ---- what lanes found out ----------------------------------------------
+
+    def suspect(self) -> None:
+        """A lane has lost its connection: has this one, too? The daemon's end
+        is told to each by itself, so a moment is given."""
+        with self.lock:
+            if self.state == "open":
+                self.mon.poll(50)
+                self.process(False)
+        self.settle()
+
+    def silent(self, why: str) -> None:
+        """The daemon does not answer on a lane."""
+        with self.lock:
+            if self.state == "open":
+                self._lost(why)
+        self.settle()
+
+    def cancel(self, ident: int) -> None:
+        """Of a request on a lane that was given up."""
+        with self.lock:
+            if self.state == "open":
+                self._send(Call(Request("cancel", {"target": ident})))
+                self.process(False)
+        self.settle()
+
+    def look(self) -> None:
+        """Now and then, while lanes are used: what came by this connection."""
+        at = now()
+        if at - self._looked > 0.05:
+            self._looked = at
+            with self.lock:
+                self.process(False)
+            self.settle()
+            if at >= self.spares.due:
+                self.spares.trim()
+
     def _cut(self) -> None:
         """An exception came in the middle of a message. Lock held."""
         if self.state in ("hello", "open"):
@@ -197,7 +194,7 @@ class Engine:
             while self._later:
                 lease = self._later.popleft()
                 if lease.foreign:
-                    self._view_gone(lease.epoch)
+                    self._view_gone(lease)
                 if self.state == "open" and lease.epoch == self.epoch:
                     self._send(Call(Request(lease.op,
                                             {"buffer": lease.ident})))
@@ -207,11 +204,10 @@ class Engine:
             self._cut()
             raise
 
-    def _view_gone(self, epoch: int) -> None:
-        if epoch == self.epoch:
-            self.foreign -= 1
-        else:
-            self.old_foreign -= 1
+    def _view_gone(self, lease: Lease) -> None:
+        self.foreign.discard(lease)
+        if lease in self.old_foreign:
+            self.old_foreign.discard(lease)
             self._say_unmapped()
 
     # ---- requests ----------------------------------------------------------
@@ -224,6 +220,8 @@ class Engine:
                 raise ClientClosed("the client is closed")
             try:
                 self._number(call)
+                if self._later:
+                    self._flush()
                 if self.state == "open":
                     self._check_monitor()
                 if self.state == "open":
@@ -241,8 +239,7 @@ class Engine:
         self.settle()
 
     def _number(self, call: Call) -> Call:
-        call.id = self.next_id
-        self.next_id += 1
+        call.id = next(self.ids)
         return call
 
     def _start(self, call: Call) -> None:
@@ -272,6 +269,8 @@ class Engine:
                   error: Optional[KvferryError]) -> None:
         if call.done:
             return
+        if result is not None:
+            call.request.reply = result[0]
         call.result, call.error, call.done = result, error, True
         self.calls.pop(call.id, None)
         if call.on_done is not None:
@@ -288,8 +287,9 @@ class Engine:
                     call.abandoned = True
                     self._send(Call(Request("cancel", {"target": call.id})))
                     self._drain()
-                elif call.result is not None:
-                    self._undo(call, call.result[0])
+                elif call.request.reply is not None:
+                    reply, call.request.reply = call.request.reply, None
+                    self._undo(call, reply)
             except BaseException:
                 self._cut()
                 raise
@@ -332,15 +332,12 @@ class Engine:
     # ---- replies -----------------------------------------------------------
 
     def process(self, woken: bool = True) -> None:
-        """Reads all that is there. woken: wake_fd may be readable. Lock
+        """Reads all that is there. woken: the bell may ring. Lock
         held."""
         if self.state == "closed":
             return
         if woken:
-            try:
-                os.read(self.wake_fd, 4096)
-            except BlockingIOError:
-                pass
+            self.bell.hush()
         try:
             self._drain()
             self._check_monitor()
@@ -360,6 +357,11 @@ class Engine:
                 return
             self._dispatch(head, frame)
 
+    def told(self, event: Dict[str, Any]) -> None:
+        self.events.append(event)
+        if self.on_event is not None:
+            self.on_event()
+
     def _dispatch(self, head: bytes, frame: bytes) -> None:
         try:
             reply = msgpack.unpackb(head, raw=False, strict_map_key=False)
@@ -369,15 +371,13 @@ class Engine:
             return
         self.last_rx = now()
         if "event" in reply:
-            self.events.append(reply)
-            if self.on_event is not None:
-                self.on_event()
+            self.told(reply)
             return
         call = self.calls.get(reply.get("id") or 0)
         if call is None:
             return
         status = reply.get("status", "INTERNAL")
-        if call.abandoned:
+        if call.abandoned or call.request.given_up:
             self.calls.pop(call.id, None)
             if status == "OK":
                 self._undo(call, reply)
@@ -394,12 +394,7 @@ class Engine:
 
     def _connect(self) -> None:
         self.state = "hello"
-        self.sock = self.ctx.socket(zmq.DEALER)
-        for option, value in ((zmq.LINGER, 0), (zmq.SNDHWM, 0),
-                              (zmq.RCVHWM, 0), (zmq.RECONNECT_IVL, 20),
-                              (zmq.RECONNECT_IVL_MAX, 200)):
-            self.sock.setsockopt(option, value)
-        self.mon = self.sock.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        self.sock, self.mon = dealer(self.ctx)
         try:
             self.sock.connect(self.endpoint)
         except zmq.ZMQError as e:
@@ -414,23 +409,13 @@ class Engine:
     def fds(self) -> List[int]:
         """What to poll; they change with on_socket."""
         if self.sock is None:
-            return [self.wake_fd]
-        return [self.sock.get(zmq.FD), self.mon.get(zmq.FD), self.wake_fd]
+            return [self.bell.fd]
+        return [self.sock.get(zmq.FD), self.mon.get(zmq.FD), self.bell.fd]
 
     def _changed(self) -> None:
-        self.wake()
+        self.bell.ring()
         if self.on_socket is not None:
             self.on_socket()
-
-    def wake(self) -> None:
-        """Ends a poll of another thread."""
-        try:
-            if self.wake_pipe[1] >= 0:
-                os.write(self.wake_pipe[1], b"x")
-            else:
-                os.write(self.wake_fd, b"\x01\0\0\0\0\0\0\0")
-        except BlockingIOError:
-            pass
 
     def _hello(self, session: Optional[bytes], unmapped: bool = False) -> None:
         fields: Dict[str, Any] = {"version": 1, "client": self.name,
@@ -475,8 +460,8 @@ class Engine:
                     self.pool = None
             if self.incarnation is not None and inc != self.incarnation:
                 self.old = self.incarnation
-            self.old_foreign += self.foreign
-            self.foreign = 0
+            self.old_foreign |= self.foreign
+            self.foreign = set()
             self.epoch += 1
         self.session, self.incarnation = reply.get("session"), inc
         self.info = {k: v for k, v in reply.items()
@@ -489,7 +474,7 @@ class Engine:
         self._drain()
 
     def _say_unmapped(self) -> None:
-        if self.old is None or self.old_foreign > 0 or self.state != "open":
+        if self.old is None or self.old_foreign or self.state != "open":
             return
         pool = self.pool
         self.maps.drop()
@@ -518,10 +503,7 @@ class Engine:
         calls = list(self.calls.values()) + self.queue
         self.calls, self.queue = {}, []
         if sock is not None:
-            sock.disable_monitor()
-            if mon is not None:
-                mon.close(0)
-            sock.close()  # LINGER is 0, but for the bye of an exit
+            close(sock, mon)  # LINGER is 0, but for the bye of an exit
             self._changed()
         for call in calls:
             if call.on_done != self._hello_done:
@@ -534,8 +516,12 @@ class Engine:
         self.state = "closed"
         self._down(ClientClosed("the client was closed"))
         self.pool = None
+        self.spares.give_back()
         self.maps.drop()
-        self.ctx.term()
+        if self.lanes.shut():
+            self.ctx.term()
+        else:
+            _stuck.append(self.ctx)
 
     def leave(self) -> None:
         """Says bye without waiting for an answer, and shuts. Lock held."""
@@ -554,10 +540,6 @@ class Engine:
         finally:
             self.lock.release()
         self._open_gates()
-
-    def __del__(self) -> None:
-        for fd in {self.wake_fd, *self.wake_pipe} - {-1}:
-            os.close(fd)
 
 
 @atexit.register
@@ -580,6 +562,7 @@ def _after_fork() -> None:
         e.state = "closed"
         e.sock = e.mon = None
         e.calls, e.queue = {}, []
+        e.lanes = Lanes(e)
 
 
 os.register_at_fork(after_in_child=_after_fork)

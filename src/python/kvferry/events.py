@@ -11,7 +11,7 @@ import threading
 import weakref
 from typing import TYPE_CHECKING, Any, Callable, Dict
 
-from .engine import now
+from .calls import now
 
 if TYPE_CHECKING:
     from .client import Client

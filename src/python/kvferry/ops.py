@@ -10,8 +10,10 @@ from typing import (Any, Dict, Generator, List, Mapping, NamedTuple, Optional,
                     Sequence, Tuple, TypeVar, Union)
 
 from .buffers import Buffer, Payload, Region, Segment, Source
-from .engine import INF, Engine, Lease, Request
-from .errors import Internal, KvferryError, Stale, Unsupported, error_for
+from .calls import INF, Lease, Request, now
+from .engine import Engine
+from .errors import (Internal, Invalid, KvferryError, NoSpace, Stale,
+                     Unsupported, error_for)
 
 R = TypeVar("R")
 Op = Generator[Request, Tuple[Dict[str, Any], bytes], R]
@@ -56,16 +58,32 @@ def simple(op: str, fields: Optional[Dict[str, Any]] = None,
 # ---- put ---------------------------------------------------------------------
 
 def alloc(e: Engine, size: int) -> Op[Buffer]:
-    reply, _ = yield Request("alloc", {"size": size})
-    if e.pool is None:
-        yield Request("free", {"buffer": reply["buffer"]})
-        raise Unsupported("the pool of the daemon cannot be mapped here")
-    at = reply["offset"]
-    if at < 4096 or at + size > e.pool.size:
-        raise Internal("a buffer outside the pool")
-    view = e.pool.view[at:at + size]
-    return Buffer(view, reply["buffer"],
-                  Lease(e, "free", reply["buffer"], [view]))
+    try:
+        return (yield from _alloc(e, size))
+    except NoSpace:
+        # It may also have overtaken what another thread gave back before.
+        if not e.spares.give_back() and now() - e.lanes.posted_at > 0.1:
+            raise
+    return (yield from _alloc(e, size))
+
+
+def _alloc(e: Engine, size: int) -> Op[Buffer]:
+    request = Request("alloc", {"size": size})
+    try:
+        reply, _ = yield request
+        if e.pool is None:
+            raise Unsupported("the pool of the daemon cannot be mapped here")
+        at = reply["offset"]
+        if at < 4096 or at + size > e.pool.size:
+            raise Internal("a buffer outside the pool")
+        view = e.pool.view[at:at + size]
+        buffer = Buffer(view, reply["buffer"],
+                        Lease(e, "free", reply["buffer"], [view]))
+    except BaseException:  # a signal's can come at any step
+        e.undo(request)
+        raise
+    request.reply = None
+    return buffer
 
 
 def segments_of(e: Engine, data: Any) -> Optional[List[Segment]]:
@@ -95,7 +113,7 @@ def segments_of(e: Engine, data: Any) -> Optional[List[Segment]]:
 def put(e: Engine, key: str, data: Any, options: Dict[str, Any],
         inline_max: int = 4096) -> Op[PutResult]:
     """Small things travel in the request, others through the pool."""
-    fields = {"key": key, **options}
+    fields: Dict[str, Any] = {"key": key, **options}
     if isinstance(data, Payload):
         data = data.to_bytes()
     segments = segments_of(e, data)
@@ -109,15 +127,29 @@ def put(e: Engine, key: str, data: Any, options: Dict[str, Any],
             (e.state == "open" and e.pool is None):
         reply, _ = yield Request("put", fields, src.to_bytes())
         return _put_result(reply)
+    spare, ahead = e.spares.take(src.size)
+    if spare is not None:
+        try:
+            at = spare.offset
+            src.fill(spare.pool.view[at:at + src.size])
+            fields["segments"] = [{"buffer": spare.ident, "offset": 0,
+                                   "length": src.size}]
+            reply, _ = yield Request("put", fields, ahead=ahead)
+            spare.put()
+            return _put_result(reply)
+        except (Invalid, Stale):
+            if spare.epoch == e.epoch:
+                raise  # else the daemon was restarted while nothing was asked
+        del spare
     with (yield from alloc(e, src.size)) as buffer:
-        src.fill(buffer._mv)
-        return (yield from _put_segments(fields, [buffer.segment()]))
+        src.fill(buffer._export())
+        return (yield from _put_segments(fields, [buffer.segment()], ahead))
 
 
-def _put_segments(fields: Dict[str, Any],
-                  segments: List[Segment]) -> Op[PutResult]:
+def _put_segments(fields: Dict[str, Any], segments: List[Segment],
+                  ahead: int = 0) -> Op[PutResult]:
     fields["segments"] = [s.wire() for s in segments]
-    reply, _ = yield Request("put", fields)
+    reply, _ = yield Request("put", fields, ahead=ahead)
     for s in segments:
         if isinstance(s.owner, Buffer):
             s.owner._given_away()
@@ -191,7 +223,7 @@ def payload_of(e: Engine, key: str, reply: Dict[str, Any], frame: memoryview,
         for s in reply["segments"]:
             pool = e.pool
             if "path" in s:
-                pool = e.maps.open(s["path"], False)
+                pool = e.maps.view_of(s["path"])
                 foreign = True
             at, n = s["offset"], s["length"]
             if pool is None or at < 0 or n < 0 or at + n > pool.size:
@@ -219,14 +251,31 @@ def get(e: Engine, key: str, source: From, timeout: Optional[float],
         verify: bool) -> Op[Payload]:
     fields = get_fields(e, key, source, mode, into, generation)
     limit = time_fields(timeout, fields)
-    reply, frame = yield Request("get", fields, None, limit)
-    payload = payload_of(e, key, reply, memoryview(frame), into)
+    try:
+        payload = yield from _get(e, key, fields, limit, into)
+    except NoSpace:
+        if not e.spares.give_back():
+            raise
+        payload = yield from _get(e, key, fields, limit, into)
     if verify and payload.checksum is not None:
         try:
             payload.verify()
         except KvferryError:
             payload.discard()
             raise
+    return payload
+
+
+def _get(e: Engine, key: str, fields: Dict[str, Any], limit: float,
+         into: Optional[Into]) -> Op[Payload]:
+    request = Request("get", fields, None, limit)
+    try:
+        reply, frame = yield request
+        payload = payload_of(e, key, reply, memoryview(frame), into)
+    except BaseException:
+        e.undo(request)
+        raise
+    request.reply = None
     return payload
 
 
@@ -261,7 +310,19 @@ def mget(e: Engine, gets: Sequence[Union[str, Get]],
         wire.append(m)
     if all_or_nothing:
         fields["all_or_nothing"] = True
-    reply, frame = yield Request("mget", fields, None, limit)
+    request = Request("mget", fields, None, limit)
+    try:
+        reply, frame = yield request
+        out = _payloads(e, items, reply, memoryview(frame))
+    except BaseException:
+        e.undo(request)
+        raise
+    request.reply = None
+    return out
+
+
+def _payloads(e: Engine, items: Sequence[Get], reply: Dict[str, Any],
+              frame: memoryview) -> List[Union[Payload, KvferryError]]:
     out: List[Union[Payload, KvferryError]] = []
     at = 0
     for g, r in zip(items, reply["results"]):
@@ -270,7 +331,7 @@ def mget(e: Engine, gets: Sequence[Union[str, Get]],
                 raise error_for(r["status"], r.get("message", ""), r)
             part = memoryview(b"")
             if r.get("mode") == "inline":
-                part = memoryview(frame)[at:at + r["size"]]
+                part = frame[at:at + r["size"]]
                 at += r["size"]
             out.append(payload_of(e, g.key, r, part, g.into))
         except KvferryError as error:

@@ -14,6 +14,7 @@ import mmap
 import os
 import stat
 import struct
+import time
 from typing import Dict, Optional, Tuple
 
 from .errors import Internal, Stale, Unsupported
@@ -56,6 +57,17 @@ class Mappings:
 
     def __init__(self) -> None:
         self._maps: Dict[Tuple[int, int, bool], Mapping] = {}
+        self._seen: Tuple[str, float, Optional[Mapping]] = ("", 0.0, None)
+
+    def view_of(self, path: str) -> Mapping:
+        """open(path) for reading. Looked up anew after a moment only: for the
+        path to name another file, its process has to end and its pid to come
+        round again."""
+        known, at, mapping = self._seen
+        if mapping is None or known != path or time.monotonic() - at > 0.01:
+            mapping = self.open(path, False)
+            self._seen = path, time.monotonic(), mapping
+        return mapping
 
     def open(self, path: str, write: bool, size: Optional[int] = None,
              incarnation: Optional[bytes] = None) -> Mapping:
@@ -101,6 +113,7 @@ class Mappings:
 
     def drop(self) -> None:
         """Forgets all; each is unmapped with the last view into it."""
+        self._seen = "", 0.0, None
         self._maps.clear()
 
 

@@ -10,7 +10,8 @@ from typing import Any, Dict, NamedTuple, Optional, Tuple, Union
 
 from . import ops
 from .buffers import Memory, Region, Segment, Source, _check_range
-from .engine import Engine, Request
+from .calls import Request
+from .engine import Engine
 from .errors import Internal, Unsupported
 from .ops import Into, Op, Worker
 

@@ -1,0 +1,162 @@
+"""Buffers of the pool that are allocated before they are needed, so that a
+put of bytes waits for the daemon once instead of twice.
+
+A put that follows another one of its size by less than a second takes such a
+spare, and its request takes along one for the next: as many come to be ready
+as puts of that size were under way at once.
+
+They are memory that others might want. So a client has at most _COUNT of them
+and _BYTES, and a sixteenth of the pool, in all (they count as `filling` in the
+daemon's statistics); what was not needed for a second goes back with the next
+call, all of them at once when the daemon says NO_SPACE, and with the session.
+"""
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Any, Deque, Dict, Optional, Set, Tuple
+
+from .calls import INF, Lease, now
+
+if TYPE_CHECKING:
+    from .engine import Engine
+    from .lane import Lane
+    from .shm import Mapping
+
+_COUNT, _BYTES = 16, 32 << 20
+_PAGE = 4096
+_KEEP = 1.0  # seconds
+
+
+class Spare:
+    """A buffer: its id, and its place in the pool of the session that it is
+    of. Unless it was put() it goes back with the last reference to it: then
+    an exception cannot lose it, whenever it comes."""
+    __slots__ = ("ident", "offset", "epoch", "pool", "_engine")
+
+    def __init__(self, lane: "Lane", pool: "Mapping", reply: Dict[str, Any]
+                 ) -> None:
+        self.ident: int = reply["buffer"]
+        self.epoch, self.pool = lane.epoch, pool
+        self._engine: "Optional[Engine]" = lane.engine
+        self.offset: int = reply.get("offset", 0)
+
+    def put(self) -> None:
+        """It is the daemon's now."""
+        self._engine = None
+
+    def __del__(self) -> None:
+        e = getattr(self, "_engine", None)
+        if e is not None and e.epoch == self.epoch:
+            Lease(e, "free", self.ident, [memoryview(b"")]).end()
+
+
+class Shelf:
+    """Spares of one size."""
+    __slots__ = ("size", "ready", "asked", "low", "used")
+
+    def __init__(self, size: int, at: float) -> None:
+        self.size = size
+        self.ready: Deque[Spare] = deque()
+        self.asked: Set[int] = set()  # ids of the requests
+        self.low = 0     # the fewest that were ready of late
+        self.used = at
+
+
+class Spares:
+    """Those of one engine. Threads share them without a lock: each step is
+    one operation of a deque, a set or a dict."""
+
+    def __init__(self, engine: "Engine") -> None:
+        self._engine = engine
+        self._shelves: Dict[int, Shelf] = {}
+        self._all: Tuple[Shelf, ...] = ()
+        self._pause = 0.0  # until then none is asked for
+        self.due = INF     # when to look for what is not needed
+
+    def take(self, size: int) -> Tuple[Optional[Spare], int]:
+        """A buffer of at least that size, if there is one, and the size of
+        the one to ask for along with the put, or 0."""
+        size, at = (size + _PAGE - 1) & -_PAGE, now()
+        shelf = self._shelves.get(size)
+        if shelf is None:
+            if len(self._shelves) < _COUNT:
+                self._shelves[size] = Shelf(size, at)
+                self._all = tuple(self._shelves.values())
+                self.due = min(self.due, at + _KEEP)
+            return None, 0
+        again, shelf.used = at - shelf.used < _KEEP, at
+        ready = shelf.ready
+        try:
+            spare: Optional[Spare] = ready.pop()
+        except IndexError:
+            spare = None
+        if len(ready) < shelf.low:
+            shelf.low = len(ready)
+        if spare is not None and spare.epoch != self._engine.epoch:
+            spare = None
+        return spare, size if again and self._room(size, at) else 0
+
+    def _room(self, more: int, at: float) -> bool:
+        pool, n, held = self._engine.pool, 1, more
+        if pool is None or at < self._pause:
+            return False
+        for shelf in self._all:
+            here = len(shelf.ready) + len(shelf.asked)
+            n += here
+            held += here * shelf.size
+        return n <= _COUNT and held <= _BYTES and held <= pool.size // 16
+
+    # ---- what lanes tell ---------------------------------------------------
+
+    def asked(self, size: int, request: int) -> None:
+        shelf = self._shelves.get(size)
+        if shelf is not None:
+            shelf.asked.add(request)
+
+    def came(self, size: int, request: int, reply: Dict[str, Any],
+             lane: "Lane") -> None:
+        """The answer to what was asked there; {} when there will be none."""
+        spare = None
+        if reply.get("status") == "OK" and lane.pool is not None:
+            spare = Spare(lane, lane.pool, reply)
+        elif reply:
+            self._pause = now() + _KEEP
+        shelf = self._shelves.get(size)
+        if shelf is None:
+            return
+        shelf.asked.discard(request)
+        if spare is not None and now() >= self._pause and \
+                _PAGE <= spare.offset <= spare.pool.size - size:
+            shelf.ready.append(spare)
+
+    # ---- giving back -------------------------------------------------------
+
+    def trim(self) -> None:
+        """Gives back what was not needed of late."""
+        at = now()
+        self.due = at + _KEEP
+        for shelf in self._all:
+            unused = at - shelf.used >= _KEEP
+            self._drop(shelf, len(shelf.ready) if unused else shelf.low)
+            shelf.low = len(shelf.ready)
+            if unused and not shelf.ready and not shelf.asked:
+                self._shelves.pop(shelf.size, None)
+        self._all = tuple(self._shelves.values())
+        if not self._shelves:
+            self.due = INF
+
+    def _drop(self, shelf: Shelf, n: int) -> bool:
+        """n of them, as far as there are; False when there was none."""
+        some = False
+        for _ in range(n):
+            try:
+                shelf.ready.popleft()
+            except IndexError:
+                break
+            some = True
+        return some
+
+    def give_back(self) -> bool:
+        """All of them: the pool is short. False when there was none."""
+        self._pause = now() + _KEEP
+        return any([self._drop(shelf, _COUNT) for shelf in self._all])
