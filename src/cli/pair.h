@@ -112,6 +112,8 @@ struct pair_result {
     uint64_t failed, retries; /* requests; attempts */
     uint64_t failed_blocks, verified, wrong;
     uint64_t ns; /* in which at least one batch was under way */
+    /* Of the requests that were done, as the daemon tells it. */
+    uint64_t requests, ask_us, transfer_us, daemon_us;
     double initiator_cpu_s, target_cpu_s; /* negative: not known */
     char transport[16], error[220];
 };

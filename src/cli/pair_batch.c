@@ -110,6 +110,16 @@ static void failed(struct pair_part *part, const char *what, int status,
     run->r.failed_blocks += part->n;
 }
 
+static void count(struct pair_result *r, const struct pair_part *part,
+                  const struct kvferry_timing *t)
+{
+    r->blocks += part->n;
+    r->requests++;
+    r->ask_us += t->lookup_us + t->wait_us;
+    r->transfer_us += t->transfer_us;
+    r->daemon_us += t->total_us;
+}
+
 /* The last of its requests has ended. */
 static void batch_over(struct pair_slot *s, uint64_t now)
 {
@@ -151,7 +161,7 @@ static void ended(struct kvferry *h, void *user, const struct kvferry_result *r)
         memcpy(run->r.transport, r->transfer.transport,
                sizeof run->r.transport);
         if (run->into != NULL)
-            run->into->blocks += part->n;
+            count(run->into, part, &r->transfer.timing);
     }
     if (--s->left == 0)
         batch_over(s, bench_now());

@@ -82,6 +82,11 @@ static void json_figure(const char *name, double v)
         printf(",\"%s\":null", name);
 }
 
+static double mean(uint64_t sum, uint64_t n)
+{
+    return n > 0 ? (double)sum / (double)n : -1;
+}
+
 static void print_json(const struct pair *p, const struct pair_result *r,
                        double s, const double us[5], const double cpu[2])
 {
@@ -98,6 +103,9 @@ static void print_json(const struct pair *p, const struct pair_result *r,
     printf(",\"p50_us\":%.1f,\"p90_us\":%.1f,\"p99_us\":%.1f,\"p999_us\":%.1f,"
            "\"max_us\":%.1f",
            us[0], us[1], us[2], us[3], us[4]);
+    json_figure("ask_us", mean(r->ask_us, r->requests));
+    json_figure("transfer_us", mean(r->transfer_us, r->requests));
+    json_figure("daemon_us", mean(r->daemon_us, r->requests));
     json_figure("initiator_cpu_s_per_GB", cpu[0]);
     json_figure("target_cpu_s_per_GB", cpu[1]);
     printf(",\"retries\":%" PRIu64 ",\"failed_blocks\":%" PRIu64
@@ -125,6 +133,10 @@ static void print_text(const struct pair *p, const struct pair_result *r,
            s > 0 ? (double)r->blocks / s : 0, s > 0 ? (double)r->n / s : 0);
     printf("request us: p50 %.1f  p90 %.1f  p99 %.1f  p99.9 %.1f  max %.1f\n",
            us[0], us[1], us[2], us[3], us[4]);
+    if (r->requests > 0)
+        printf("in the daemon, mean us: asking %.1f  transfer %.1f  all %.1f\n",
+               mean(r->ask_us, r->requests), mean(r->transfer_us, r->requests),
+               mean(r->daemon_us, r->requests));
     printf("CPU s/GB:");
     print_cpu("initiator", cpu[0]);
     print_cpu(" target", cpu[1]);

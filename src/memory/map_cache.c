@@ -334,3 +334,22 @@ int kvf_map_fd(struct kvf_map_cache *mc, int fd, uint64_t size, bool write,
     *out = &e->m;
     return 0;
 }
+
+/* ---- the count of windows ----------------------------------------------- */
+
+static uint64_t *windows_of(const struct kvf_mapping *m)
+{
+    return &((struct kvf_segment_header *)(void *)m->base)->windows;
+}
+
+uint64_t kvf_pool_windows(const struct kvf_mapping *pool)
+{
+    /* After everything that was copied before. */
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+    return __atomic_load_n(windows_of(pool), __ATOMIC_SEQ_CST);
+}
+
+void kvf_pool_set_windows(struct kvf_mapping *own, uint64_t n)
+{
+    __atomic_store_n(windows_of(own), n, __ATOMIC_SEQ_CST);
+}

@@ -11,6 +11,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -27,6 +28,8 @@
 #define STEP (64ull << 20)
 #define MIB(bytes) ((unsigned long long)(((bytes) + (1u << 20) - 1) >> 20))
 
+_Static_assert(offsetof(struct kvf_segment_header, windows) == 56,
+               "told in docs/PROTOCOL-PEER.md");
 _Static_assert(sizeof(struct kvf_segment_header) <= KVF_SEGMENT_HEADER,
                "the header is one page");
 
@@ -311,6 +314,7 @@ static void write_header(struct kvf_segment *s, const struct kvf_id *inc)
         .size = s->size,
         .page_size = s->page_size,
         .pid = (uint64_t)getpid(),
+        .windows = KVF_WINDOWS_FIRST,
     };
 
     memcpy(h.magic, KVF_SEGMENT_MAGIC, sizeof h.magic);

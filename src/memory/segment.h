@@ -16,6 +16,7 @@
 
 #define KVF_SEGMENT_HEADER 4096u
 #define KVF_SEGMENT_MAGIC "KVFPOOL1"
+#define KVF_WINDOWS_FIRST 1u /* kvf_segment_header.windows of a new pool */
 
 /* First page of the pool, little-endian as x86 and arm64 store it. Read-only
  * for everybody but the daemon that made it. */
@@ -27,6 +28,8 @@ struct kvf_segment_header {
     uint64_t size;      /* of the whole file, header included */
     uint64_t page_size; /* 4096, or of the huge pages */
     uint64_t pid;       /* of the daemon, in its own namespace; for people */
+    uint64_t windows;   /* goes up when a window of the daemon ends, before its
+                           engine hears of it; 0: it does not tell */
 };
 
 struct kvf_segment {
@@ -98,4 +101,12 @@ int kvf_map_fd(struct kvf_map_cache *mc, int fd, uint64_t size, bool write,
 void kvf_map_hold(struct kvf_mapping *m);
 void kvf_map_release(struct kvf_mapping *m);
 unsigned kvf_map_count(const struct kvf_map_cache *mc); /* live + idle */
+
+/* The count in the header of a mapped pool. What was copied from or to a window
+ * before the call was copied while every window was there of which the count
+ * was the same before the copy. Any process of the uid may have written there:
+ * memory must not depend on it, only what is said about a transfer. */
+uint64_t kvf_pool_windows(const struct kvf_mapping *pool);
+/* For the daemon whose pool it is, mapped for writing. */
+void kvf_pool_set_windows(struct kvf_mapping *own, uint64_t n);
 #endif

@@ -256,6 +256,11 @@ bool kvf_peer_alive(const struct kvf_peer *p)
            env->proc.alive(env->proc_ctx, p->watch);
 }
 
+uint64_t kvf_peer_windows(const struct kvf_peer *p)
+{
+    return p->pool_map != NULL && p->shm_ok ? kvf_pool_windows(p->pool_map) : 0;
+}
+
 /* The owner's pool, for writing if the grant is for that. */
 static struct kvf_mapping *pool_of(struct kvf_peer *p, bool write)
 {

@@ -15,6 +15,7 @@ int kvf_peers_create(const struct kvf_peers_env *env, struct kvf_peers **out,
     if (ps == NULL)
         return kvf_fail(why, KVF_NO_SPACE, "out of memory");
     ps->env = *env;
+    ps->windows_ended = KVF_WINDOWS_FIRST;
     kvf_mpw_init(&ps->w);
     for (unsigned i = 0; i < KVF_STAGES; i++)
         kvf_edge_init(&ps->edge[i], i);

@@ -187,6 +187,9 @@ bool kvf_peer_has_shm(const struct kvf_peer *p);
 /* True while the process is there whose memory the accesses over shm that we
  * hold at it lie in: bytes that were written into it are in place. */
 bool kvf_peer_alive(const struct kvf_peer *p);
+/* A count that goes up when a window of the peer ends, read from its memory:
+ * what was granted at the same count is a window still. 0: not known. */
+uint64_t kvf_peer_windows(const struct kvf_peer *p);
 /* Why not, in words. */
 const char *kvf_peer_shm_why(const struct kvf_peer *p);
 /* The link of a transport to it, opened on demand; NULL with why when it has

@@ -179,6 +179,7 @@ struct kvf_peers {
     struct kvf_access *accesses; /* by id */
     uint64_t next_access;
     struct kvf_window *windows, *windows_by_id;
+    uint64_t windows_ended;          /* as our pool's header tells it */
     struct kvf_room *rooms;          /* by the push's id */
     struct kvf_memo pushes, notices; /* done already */
     struct kvf_watch *watches;       /* by the push's id (retired.c) */

@@ -101,6 +101,8 @@ void kvf_window_close(struct kvf_window *w, const char *text)
 {
     struct kvf_peers *ps = w->ps;
 
+    /* Who kept an access over shm sees this at once, REVOKED may be late. */
+    kvf_pool_set_windows(ps->env.own_map, ++ps->windows_ended);
     HASH_DEL(ps->windows, w);
     HASH_DELETE(hh_id, ps->windows_by_id, w);
     kvf_list_unlink(&w->owner_node);

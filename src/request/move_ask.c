@@ -115,36 +115,19 @@ static bool is_of(const struct kvf_idle *i, const struct kvf_move *m)
            memcmp(i->name, m->name, m->name_len) == 0;
 }
 
-/* One of a window is enough to keep it mapped. */
-static void drop_holder(const struct kvf_move *m)
-{
-    kvf_list_for_each (n, &m->ms->idle) {
-        struct kvf_idle *i = kvf_container_of(n, struct kvf_idle, node);
-
-        if (i->holds_map && is_of(i, m)) {
-            kvf_grant_abort(idle_take(i));
-            return;
-        }
-    }
-}
-
 void kvf_idle_keep(struct kvf_move *m)
 {
     struct kvf_moves *ms = m->ms;
     struct kvf_idle *i = NULL;
     struct kvf_list *oldest;
-    bool holds_map;
 
-    /* Over tcp the owner looks at every request. Who touches its memory
-     * directly would not notice in time that the window is another one now: it
-     * asks each time. */
+    /* Over tcp the owner looks at every request, over shm the count in its
+     * pool's header tells that a window has ended. Over rdma nothing would tell
+     * in time: it is asked each time. */
     if (m->kind == KVF_MOVE_PUSH || m->grant == NULL || m->m.attempts != 1)
         return;
-    holds_map = m->over_shm && m->grant->write && m->grant->region;
-    if (!holds_map && strcmp(m->transport, "tcp") != 0)
+    if (m->over_shm ? m->windows == 0 : strcmp(m->transport, "tcp") != 0)
         return;
-    if (holds_map)
-        drop_holder(m);
     if (!m->grant->lost)
         i = malloc(sizeof *i + m->name_len);
     if (i == NULL)
@@ -156,7 +139,7 @@ void kvf_idle_keep(struct kvf_move *m)
     i->ms = ms;
     i->grant = m->grant;
     i->write = m->kind == KVF_MOVE_WRITE;
-    i->holds_map = holds_map;
+    i->windows = m->windows;
     i->name_len = m->name_len;
     memcpy(i->name, m->name, m->name_len);
     kvf_list_init(&i->node);
@@ -169,14 +152,20 @@ void kvf_idle_keep(struct kvf_move *m)
     m->grant = NULL;
 }
 
-static struct kvf_grant *idle_find(const struct kvf_move *m)
+static struct kvf_grant *idle_find(struct kvf_move *m)
 {
-    kvf_list_for_each (n, &m->ms->idle) {
+    uint64_t windows = kvf_peer_windows(m->peer);
+
+    m->windows = windows;
+    kvf_list_for_each_safe (n, &m->ms->idle) {
         struct kvf_idle *i = kvf_container_of(n, struct kvf_idle, node);
 
-        if (!i->holds_map && is_of(i, m) &&
-            m->target_offset <= i->grant->size &&
-            m->size <= i->grant->size - m->target_offset)
+        if (!is_of(i, m))
+            continue;
+        if (i->windows != windows)
+            kvf_grant_abort(idle_take(i)); /* may be of a window that ended */
+        else if (m->target_offset <= i->grant->size &&
+                 m->size <= i->grant->size - m->target_offset)
             return idle_take(i);
     }
     return NULL;

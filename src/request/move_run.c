@@ -105,6 +105,9 @@ static void on_xfer_done(struct kvf_xfer *x, int status,
         broken(m, &lost);
         return;
     }
+    if (status == 0 && m->from_idle && m->over_shm &&
+        kvf_peer_windows(m->peer) != m->windows)
+        m->grant->lost = true; /* perhaps: the owner is asked */
     if (status == 0 && m->grant != NULL && m->grant->lost) {
         /* The last byte went, but what was granted had ended before it. */
         kvf_fail(&lost, KVF_STALE, "the access ended during the transfer");

@@ -27,7 +27,7 @@ struct kvf_idle {
     struct kvf_grant *grant;
     struct kvf_timer timer;
     bool write;
-    bool holds_map; /* not used again: it keeps a region mapped for the next */
+    uint64_t windows; /* kvf_peer_windows before it was asked for */
     size_t name_len;
     char name[];
 };
@@ -72,6 +72,7 @@ struct kvf_move {
     struct kvf_grant *grant;
     bool eager, eager_refused;
     bool from_idle;      /* the grant was kept from before */
+    uint64_t windows;    /* kvf_peer_windows before it was asked for */
     bool confirm_waits;  /* CONFIRMING, but the peer is down just now */
     uint64_t window_id;  /* self: looked for again at the end */
     struct kvf_seg room; /* self: what is written or read; pinned */

@@ -94,6 +94,8 @@ def test_pair(target, protocol, operation):
                 r["bytes"]) == (operation, protocol, 12, 192, 192 * 65536)
         assert 0 < r["p50_us"] <= r["p90_us"] <= r["p99_us"] <= r["p999_us"]
         assert r["p999_us"] <= r["max_us"]
+        assert 0 < r["transfer_us"] <= r["daemon_us"] <= r["max_us"]
+        assert 0 <= r["ask_us"] <= r["daemon_us"]
         assert r["GBps"] == pytest.approx(r["bytes"] / r["seconds"] / 1e9,
                                           rel=0.01)
         assert r["ops_per_s"] == pytest.approx(r["req_per_s"] * 16, rel=0.01)

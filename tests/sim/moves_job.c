@@ -143,6 +143,39 @@ struct kvf_window *job_window(struct sim_node *n)
     return n->alive ? kvf_window_named(n->peers, "w", 1) : NULL;
 }
 
+void job_expose(struct sim *sim, struct sim_node *n)
+{
+    struct kvf_window_spec spec = {.name = "w",
+                                   .name_len = 1,
+                                   .writable = true,
+                                   .owner = &n->engine,
+                                   .owner_list = &n->engine.windows};
+    struct sim_node *before = sim_enter(n);
+    struct kvf_window *w;
+    struct kvf_buffer *b;
+
+    if (kvf_buffer_alloc(n->bufs, SIM_NODES * SHARE, KVF_BUF_FILLING,
+                         &n->engine, &b, NULL) == 0) {
+        kvf_list_push_back(&n->engine.buffers, &b->owner_node);
+        spec.seg = (struct kvf_seg){
+            .buffer = b, .offset = b->offset, .length = b->size};
+        if (kvf_window_add(n->peers, &spec, &w, NULL) < 0)
+            sim_fail(sim, "expose");
+    }
+    sim_leave(n, before);
+}
+
+void job_unexpose(struct sim_node *n)
+{
+    struct kvf_window *w = job_window(n);
+    struct sim_node *before = sim_enter(n);
+    struct kvf_buffer *b = w->seg.buffer;
+
+    kvf_window_close(w, "unexposed");
+    kvf_buffer_retire(b);
+    sim_leave(n, before);
+}
+
 static void check_ok(struct job *j, const struct kvf_move_result *r)
 {
     struct sim_node *to = j->sim->node[j->to];

@@ -39,6 +39,9 @@ void job_ended(struct sim_node *n, const struct kvf_push_end *e);
 void jobs_check(struct sim *sim);
 /* The window of a node, NULL when there is none. */
 struct kvf_window *job_window(struct sim_node *n);
+/* Exposes one, if there is room for it, and takes it back. */
+void job_expose(struct sim *sim, struct sim_node *n);
+void job_unexpose(struct sim_node *n);
 /* The bytes of the job, to be pushed, written or read. */
 void job_fill(struct job *j, uint8_t *p);
 /* Starts it at `n`; its buffer is there. */

@@ -101,29 +101,10 @@ static void do_cancel(struct sim *sim, struct sim_node *n)
 
 static void do_window(struct sim *sim, struct sim_node *n)
 {
-    struct kvf_window_spec spec = {.name = "w",
-                                   .name_len = 1,
-                                   .writable = true,
-                                   .owner = &n->engine,
-                                   .owner_list = &n->engine.windows};
-    struct kvf_window *w = job_window(n);
-    struct sim_node *before = sim_enter(n);
-    struct kvf_buffer *b;
-
-    if (w != NULL && sim_chance(sim, 30)) {
-        b = w->seg.buffer;
-        kvf_window_close(w, "unexposed");
-        kvf_buffer_retire(b);
-    } else if (w == NULL &&
-               kvf_buffer_alloc(n->bufs, SIM_NODES * SHARE, KVF_BUF_FILLING,
-                                &n->engine, &b, NULL) == 0) {
-        kvf_list_push_back(&n->engine.buffers, &b->owner_node);
-        spec.seg = (struct kvf_seg){
-            .buffer = b, .offset = b->offset, .length = b->size};
-        if (kvf_window_add(n->peers, &spec, &w, NULL) < 0)
-            sim_fail(sim, "expose");
-    }
-    sim_leave(n, before);
+    if (job_window(n) == NULL)
+        job_expose(sim, n);
+    else if (sim_chance(sim, 30))
+        job_unexpose(n);
 }
 
 static void do_fault(struct sim *sim, struct sim_node *n)
@@ -341,8 +322,7 @@ static void lose_one(enum kvf_move_kind kind, enum kvf_peer_type type,
     kvf_list_init(&jobs);
     kvf_list_init(&j.node);
     kvf_list_push_back(&jobs, &j.node);
-    if (job_window(sim->node[0]) == NULL)
-        do_window(sim, sim->node[0]);
+    job_expose(sim, sim->node[0]);
     w = job_window(sim->node[0]);
     j.window = w != NULL ? w->id : 0;
     kvf_buffer_alloc(sim->node[1]->bufs, size, KVF_BUF_FILLING,
