@@ -220,11 +220,22 @@ static int by_place(const void *a, const void *b)
     return 0;
 }
 
+static bool in_order(const struct kvf_seg *segs, unsigned n)
+{
+    for (unsigned i = 1; i < n; i++)
+        if (segs[i].region != segs[i - 1].region ||
+            segs[i].offset < segs[i - 1].offset + segs[i - 1].length)
+            return false;
+    return true;
+}
+
 static int check_distinct(const struct kvf_seg *segs, unsigned n,
                           struct kvf_why *why)
 {
     struct kvf_seg sorted[KVF_MAX_SEGMENTS];
 
+    if (in_order(segs, n))
+        return 0;
     for (unsigned i = 0; i < n; i++)
         sorted[i] = segs[i];
     qsort(sorted, n, sizeof sorted[0], by_place);
@@ -254,5 +265,5 @@ int kvf_segments_resolve(struct kvf_server *s, struct kvf_session *ss,
         sum += out->length; /* <= 1024 times the size of what is mapped */
     }
     *total = sum;
-    return use != KVF_SEG_INTO || n < 2 ? 0 : check_distinct(s->segs, n, why);
+    return use != KVF_SEG_INTO ? 0 : check_distinct(s->segs, n, why);
 }

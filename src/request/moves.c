@@ -229,7 +229,8 @@ static bool copy_request(struct kvf_move *m, const struct kvf_move_params *p)
     const struct kvf_req_put *put = p->put;
 
     m->kind = p->kind;
-    kvf_random_bytes(m->id.b, sizeof m->id.b);
+    if (p->kind == KVF_MOVE_PUSH || p->has_notify)
+        kvf_random_bytes(m->id.b, sizeof m->id.b);
     if (p->kind == KVF_MOVE_PUSH) {
         m->name = copy_bytes(put->key.p, put->key.len);
         m->name_len = put->key.len;

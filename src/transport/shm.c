@@ -1,8 +1,8 @@
 /* Copies between the owner's mapped memory and ours, in slices of the loop.
  *
  * Happy path: post checks that the claim's segments lie inside their mappings
- * and holds these; the one slice of the transport copies a piece of the op
- * whose transfer has its turn, as large as its time budget allows (measured as
+ * and holds these; the one slice of the transport copies pieces of the ops
+ * whose transfer has its turn, as much as its time budget allows (measured as
  * it goes). Failure modes: none while copying (mappings are sealed against
  * shrinking), so an op either completes or is cancelled between two pieces,
  * when nothing touches its memory. */
@@ -191,32 +191,39 @@ static struct kvf_transfer_op *next_op(struct shm *shm)
     return op;
 }
 
-static bool run(struct kvf_slice *slice, uint64_t budget_ns)
+/* Copies at most max of the op that is next. Returns what was spent. */
+static uint64_t copy_some(struct shm *shm, uint64_t max)
 {
-    struct shm *shm = kvf_container_of(slice, struct shm, slice);
-    struct kvf_transfer_op *op;
-    uint64_t piece, spent, had, t0;
-    bool nt;
+    struct kvf_transfer_op *op = next_op(shm);
+    bool nt = kvf_op_total(op) >= kvf_copy_nt_min;
+    uint64_t had = op->moved;
+    uint64_t spent =
+        op->n_runs > 0 ? copy_runs(op, max, nt) : copy_pieces(op, max, nt);
 
-    if (kvf_list_empty(&shm->ops))
-        return false;
-    op = next_op(shm);
-    piece = shm->rate * (budget_ns / 1000) / 1000;
-    if (piece < PIECE_MIN)
-        piece = PIECE_MIN;
-    if (piece > PIECE_MAX)
-        piece = PIECE_MAX;
-    nt = kvf_op_total(op) >= kvf_copy_nt_min;
-    had = op->moved;
-    t0 = kvf_sched_clock(shm->t.sched);
-    spent =
-        op->n_runs > 0 ? copy_runs(op, piece, nt) : copy_pieces(op, piece, nt);
-    measure(shm, spent, kvf_sched_clock(shm->t.sched) - t0);
     if (!op->write)
         shm->t.stats->shm_bytes += op->moved - had;
     shm->turn_left -= spent < shm->turn_left ? spent : shm->turn_left;
     if (op->moved == op->length)
         op_end(shm, op, 0);
+    return spent;
+}
+
+static bool run(struct kvf_slice *slice, uint64_t budget_ns)
+{
+    struct shm *shm = kvf_container_of(slice, struct shm, slice);
+    uint64_t room = shm->rate * (budget_ns / 1000) / 1000;
+    uint64_t spent = 0, t0 = kvf_sched_clock(shm->t.sched);
+
+    if (kvf_list_empty(&shm->ops))
+        return false;
+    if (room < PIECE_MIN)
+        room = PIECE_MIN;
+    if (room > PIECE_MAX)
+        room = PIECE_MAX;
+    /* What an op leaves is for the next, unless it is not worth a fence. */
+    while (!kvf_list_empty(&shm->ops) && spent + PIECE_MIN <= room)
+        spent += copy_some(shm, room - spent);
+    measure(shm, spent, kvf_sched_clock(shm->t.sched) - t0);
     return !kvf_list_empty(&shm->ops);
 }
 

@@ -225,6 +225,19 @@ static int compare_segments(const void *a, const void *b)
     return x->offset < y->offset ? -1 : x->offset > y->offset;
 }
 
+/* As most senders have them: each one behind the one before. */
+static bool in_order(const struct kvf_segment_ref *seg, unsigned n)
+{
+    for (unsigned i = 1; i < n; i++) {
+        const struct kvf_segment_ref *a = &seg[i - 1], *b = &seg[i];
+
+        if (!a->has_length || !b->has_length || a->is_region != b->is_region ||
+            a->id != b->id || b->offset < a->offset + a->length)
+            return false;
+    }
+    return true;
+}
+
 int kvf_segments_check_distinct(const struct kvf_segment_ref *seg, unsigned n,
                                 struct kvf_why *why)
 {
@@ -232,7 +245,7 @@ int kvf_segments_check_distinct(const struct kvf_segment_ref *seg, unsigned n,
     unsigned known = 0;
     int rc = 0;
 
-    if (n < 2)
+    if (in_order(seg, n))
         return 0;
     sorted = malloc(n * sizeof *sorted);
     if (sorted == NULL)

@@ -55,7 +55,9 @@ const msgpack_object *kvf_mp_get(const msgpack_object *map, const char *key)
     for (uint32_t i = map->via.map.size; i-- > 0;) {
         const msgpack_object_kv *kv = &map->via.map.ptr[i];
 
+        /* Most keys differ in their length or first byte: no call for those. */
         if (kv->key.type == MSGPACK_OBJECT_STR && kv->key.via.str.size == len &&
+            (len == 0 || kv->key.via.str.ptr[0] == key[0]) &&
             memcmp(kv->key.via.str.ptr, key, len) == 0)
             return kv->val.type == MSGPACK_OBJECT_NIL ? NULL : &kv->val;
     }
