@@ -21,13 +21,43 @@ const size_t kvf_copy_nt_min = 256u << 10;
 
 #define BLOCK 256u /* bytes a turn: four lines in flight */
 
+#define PAGE 4096u
+#define PAGES 8u /* read at once, where there are as many */
+
+/* Two lines of each of PAGES pages in turn: more is fetched at once than the
+ * processor's own prefetcher would, which stops at the end of a page. GB/s of
+ * one page after the other / of eight, in blocks of 64 KiB, on a Xeon with 2
+ * MiB of L2: 8 MiB hot 14.5/14.8, 32 MiB hot 14.2/15.4, 256 MiB 8.5/10.1 (two
+ * pages 9.4, four 9.5; software prefetch 8.4 to 9.6). */
+__attribute__((target("avx512f"))) static void
+stream512_pages(uint8_t *dst, const uint8_t *src)
+{
+    for (size_t i = 0; i < PAGE; i += 128) {
+        __m512i v[2 * PAGES];
+
+        for (unsigned p = 0; p < PAGES; p++) {
+            v[2 * p] = _mm512_loadu_si512(src + p * PAGE + i);
+            v[2 * p + 1] = _mm512_loadu_si512(src + p * PAGE + i + 64);
+        }
+        for (unsigned p = 0; p < PAGES; p++) {
+            _mm512_stream_si512((void *)(dst + p * PAGE + i), v[2 * p]);
+            _mm512_stream_si512((void *)(dst + p * PAGE + i + 64),
+                                v[2 * p + 1]);
+        }
+    }
+}
+
 /* n is a multiple of BLOCK, dst aligned to 64. Both pointers are indexed by one
  * counter on purpose: advancing them measured 10 to 20 % slower from cold
- * memory. Software prefetch did not help. */
+ * memory. */
 __attribute__((target("avx512f"))) static void
 stream512(uint8_t *dst, const uint8_t *src, size_t n)
 {
-    for (size_t i = 0; i < n; i += BLOCK) {
+    size_t i = 0;
+
+    for (; n - i >= PAGES * PAGE; i += PAGES * PAGE)
+        stream512_pages(dst + i, src + i);
+    for (; i < n; i += BLOCK) {
         __m512i a, b, c, d;
 
         a = _mm512_loadu_si512(src + i);
