@@ -232,8 +232,17 @@ static int serve_runs(void *arg, void *session, uint64_t claim,
                                             n_iov, pin, why);
 }
 
-static const struct kvf_serve_ops serve_ops = {
-    .resolve = serve_resolve, .unpin = serve_unpin, .resolve_runs = serve_runs};
+static bool serve_live(void *arg, void *pin)
+{
+    struct kvf_server *s = arg;
+
+    return kvf_guest_serve_ops.live(s->peers, pin);
+}
+
+static const struct kvf_serve_ops serve_ops = {.resolve = serve_resolve,
+                                               .unpin = serve_unpin,
+                                               .live = serve_live,
+                                               .resolve_runs = serve_runs};
 
 void kvf_server_tcp_conf(const struct kvf_server *s, struct kvf_tcp_conf *tc)
 {

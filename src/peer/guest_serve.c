@@ -88,17 +88,33 @@ static int serve_runs(void *arg, void *session, uint64_t claim,
     return 0;
 }
 
-static void serve_unpin(void *arg, void *pin)
+static bool is_access(const void *pin)
 {
     uint64_t id;
 
-    (void)arg;
     memcpy(&id, pin, sizeof id); /* both kinds begin with it */
-    if ((id & KVF_ACCESS_BIT) != 0)
+    return (id & KVF_ACCESS_BIT) != 0;
+}
+
+static void serve_unpin(void *arg, void *pin)
+{
+    (void)arg;
+    if (is_access(pin))
         kvf_access_unpin(pin);
     else
         kvf_claim_io_end(pin);
 }
 
-const struct kvf_serve_ops kvf_guest_serve_ops = {
-    .resolve = serve_resolve, .unpin = serve_unpin, .resolve_runs = serve_runs};
+static bool serve_live(void *arg, void *pin)
+{
+    const struct kvf_access *a = pin;
+
+    (void)arg;
+    /* A room that is committed waits for the bytes that are under way. */
+    return !is_access(pin) || !a->ended || a->room != NULL;
+}
+
+const struct kvf_serve_ops kvf_guest_serve_ops = {.resolve = serve_resolve,
+                                                  .unpin = serve_unpin,
+                                                  .live = serve_live,
+                                                  .resolve_runs = serve_runs};

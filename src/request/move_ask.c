@@ -140,6 +140,7 @@ void kvf_idle_keep(struct kvf_move *m)
     i->grant = m->grant;
     i->write = m->kind == KVF_MOVE_WRITE;
     i->windows = m->windows;
+    i->cuts = m->cuts;
     i->name_len = m->name_len;
     memcpy(i->name, m->name, m->name_len);
     kvf_list_init(&i->node);
@@ -162,7 +163,7 @@ static struct kvf_grant *idle_find(struct kvf_move *m)
 
         if (!is_of(i, m))
             continue;
-        if (i->windows != windows)
+        if (i->windows != windows || i->cuts != m->ms->cuts)
             kvf_grant_abort(idle_take(i)); /* may be of a window that ended */
         else if (m->target_offset <= i->grant->size &&
                  m->size <= i->grant->size - m->target_offset)
@@ -183,11 +184,15 @@ void kvf_idle_drop_all(struct kvf_moves *ms)
 
 static void take_grant(struct kvf_move *m, struct kvf_grant *g)
 {
+    bool same = m->kind != KVF_MOVE_PUSH && m->grant != NULL &&
+                m->grant->generation == g->generation;
+
     m->t_granted = kvf_sched_clock(m->ms->env.sched);
     if (m->grant != NULL)
         kvf_grant_abort(m->grant);
-    /* What is in place is in place in the memory of the grant before. */
-    if (m->has_xfer)
+    /* What is in place is in place in the memory of the grant before; in the
+     * same window still (its id) it stays there. */
+    if (m->has_xfer && !same)
         kvf_xfer_reset(&m->xfer);
     m->grant = g;
     g->user = m;
@@ -331,6 +336,7 @@ void kvf_move_ask(struct kvf_move *m)
     }
     if (m->kind != KVF_MOVE_PUSH && m->m.attempts == 0)
         kept = idle_find(m);
+    m->cuts = m->ms->cuts;
     if (kept != NULL) {
         m->from_idle = true;
         take_grant(m, kept);

@@ -50,6 +50,19 @@ static bool kept_too_long(struct kvf_move *m, const struct kvf_why *why)
     return true;
 }
 
+/* A write over tcp did not end as it should: what was sent of it may lie in a
+ * socket of the owner still, and be read when others have written there. So its
+ * access ends before another is asked for, and none from before is used again.
+ */
+static void after_a_cut(struct kvf_move *m)
+{
+    if (m->kind != KVF_MOVE_WRITE || m->grant == NULL || m->transport == NULL ||
+        strcmp(m->transport, "tcp") != 0)
+        return;
+    m->ms->cuts++;
+    kvf_grant_give_back(m->grant);
+}
+
 /* From inside MOVING: the attempt is over and memory is quiet. */
 static void broken(struct kvf_move *m, const struct kvf_why *why)
 {
@@ -64,6 +77,7 @@ static void broken(struct kvf_move *m, const struct kvf_why *why)
 
     if ((f.up || !f.remote) && kept_too_long(m, why))
         return;
+    after_a_cut(m);
     if (f.remote && !f.up)
         kvf_move_because(m, kvf_peer_why(p)->status, "%s",
                          kvf_peer_why(p)->text);
@@ -86,6 +100,7 @@ static void on_xfer_done(struct kvf_xfer *x, int status,
     struct kvf_why lost;
 
     if (m->m.state == KVF_MOVE_DRAINING) {
+        after_a_cut(m);
         kvf_move_feed(m, KVF_MOVE_EV_QUIET);
         return;
     }

@@ -18,6 +18,9 @@ struct kvf_moves {
     struct kvf_link local_link; /* moves within this daemon */
     struct kvf_list idle;       /* struct kvf_idle, oldest first */
     unsigned n_idle;
+    /* Writes over tcp that broke. What was sent of one may come late: only an
+     * access that was asked for since is used after it (kvf_idle). */
+    uint64_t cuts;
 };
 
 /* An access to a window that the next write or read can use without asking. */
@@ -28,6 +31,7 @@ struct kvf_idle {
     struct kvf_timer timer;
     bool write;
     uint64_t windows; /* kvf_peer_windows before it was asked for */
+    uint64_t cuts;    /* kvf_moves.cuts then */
     size_t name_len;
     char name[];
 };
@@ -73,6 +77,7 @@ struct kvf_move {
     bool eager, eager_refused;
     bool from_idle;      /* the grant was kept from before */
     uint64_t windows;    /* kvf_peer_windows before it was asked for */
+    uint64_t cuts;       /* kvf_moves.cuts then */
     bool confirm_waits;  /* CONFIRMING, but the peer is down just now */
     uint64_t window_id;  /* self: looked for again at the end */
     struct kvf_seg room; /* self: what is written or read; pinned */

@@ -117,6 +117,9 @@ struct kvf_serve_ops {
                    uint64_t length, struct iovec *iov, unsigned *n_iov,
                    void **pin, struct kvf_why *why);
     void (*unpin)(void *arg, void *pin);
+    /* False: what was pinned has been taken back, no more bytes may be put
+     * there. Asked whenever the loop goes on with them. NULL: it never is. */
+    bool (*live)(void *arg, void *pin);
     /* The same for many ranges at once: the pieces cover a prefix of
      * ranges[0][skip..], ranges[1], ... one after the other; a piece never
      * spans two ranges. At least one piece is filled on success. Every range

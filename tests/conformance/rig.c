@@ -55,6 +55,14 @@ static void unpin(void *arg, void *pin)
     r->pins--;
 }
 
+static bool live(void *arg, void *pin)
+{
+    const struct rig *r = arg;
+
+    assert_ptr_equal(pin, r);
+    return !r->taken_back;
+}
+
 /* Also ends in the middle of a range now and then. */
 static int resolve_runs(void *arg, void *session, uint64_t claim,
                         const struct kvf_id *token, bool write,
@@ -90,8 +98,10 @@ static int resolve_runs(void *arg, void *session, uint64_t claim,
     return 0;
 }
 
-const struct kvf_serve_ops rig_serve = {
-    .resolve = resolve, .resolve_runs = resolve_runs, .unpin = unpin};
+const struct kvf_serve_ops rig_serve = {.resolve = resolve,
+                                        .resolve_runs = resolve_runs,
+                                        .unpin = unpin,
+                                        .live = live};
 
 int rig_fds(void)
 {

@@ -46,6 +46,7 @@ struct rig {
     int pins; /* taken and not given back */
     unsigned resolves;
     int refuse_after; /* resolves left until STALE; -1 = never */
+    bool taken_back;  /* what is pinned is not live any more */
     uint64_t piece;   /* bytes of one piece that resolve gives */
     /* getter */
     struct kvf_transport *t;

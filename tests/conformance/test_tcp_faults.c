@@ -386,6 +386,63 @@ static void strangers(void **state)
     rig_close(&r);
 }
 
+static void turns_until(struct rig *r, const uint8_t *p, uint8_t value)
+{
+    for (unsigned i = 0; i < 5000 && *p != value; i++)
+        assert_int_equal(kvf_reactor_once(r->reactor, KVF_NS_PER_MS, NULL), 0);
+    assert_int_equal(*p, value);
+}
+
+/* An access ends while the bytes of a WRITE come: none of them is put there any
+ * more, the memory is let go at once, and the WRITE is answered. */
+static void taken_back_in_the_middle(void **state)
+{
+    enum { SIZE = 65536, HALF = 20000 };
+    struct rig r;
+    struct kvf_preface p = {.version = KVF_FRAME_VERSION};
+    struct kvf_frame_req q = {.op = KVF_FRAME_WRITE,
+                              .tag = 7,
+                              .claim = CLAIM,
+                              .token = {{1, 2, 3}},
+                              .length = SIZE};
+    struct kvf_frame_rsp a;
+    uint8_t head[KVF_PREFACE_LEN + KVF_FRAME_REQ_LEN], rsp[KVF_FRAME_RSP_LEN];
+    static uint8_t bytes[SIZE];
+    ssize_t n = -1;
+    int fd;
+
+    (void)state;
+    rig_open(&r, RIG_TCP, SIZE);
+    r.piece = SIZE;
+    memset(r.payload, 1, SIZE);
+    memset(bytes, 2, SIZE);
+    memcpy(p.secret, r.addr.secret, sizeof p.secret);
+    kvf_preface_encode(&p, head);
+    kvf_frame_req_encode(&q, head + KVF_PREFACE_LEN);
+    fd = call(&r);
+    assert_int_equal(send(fd, head, sizeof head, 0), sizeof head);
+    assert_int_equal(send(fd, bytes, HALF, 0), HALF);
+    turns_until(&r, r.payload + HALF - 1, 2);
+    assert_int_equal(r.pins, 1);
+
+    r.taken_back = true;
+    memset(r.payload, 3, SIZE); /* somebody else's by now */
+    assert_int_equal(send(fd, bytes, SIZE - HALF, 0), SIZE - HALF);
+    for (unsigned i = 0; i < 5000 && n < 0; i++) {
+        assert_int_equal(kvf_reactor_once(r.reactor, KVF_NS_PER_MS, NULL), 0);
+        n = recv(fd, rsp, sizeof rsp, MSG_DONTWAIT);
+    }
+    assert_int_equal(n, sizeof rsp);
+    assert_int_equal(kvf_frame_rsp_decode(&a, rsp, NULL), 0);
+    assert_int_equal(a.tag, 7);
+    assert_int_equal(a.status, KVF_STALE);
+    assert_int_equal(r.pins, 0);
+    for (unsigned i = 0; i < SIZE; i++)
+        assert_int_equal(r.payload[i], 3);
+    close(fd);
+    rig_close(&r);
+}
+
 /* More requests than the owner reads ahead, at once, by a caller of its own
  * kind: all are answered. */
 static void many_requests_at_once(void **state)
@@ -502,6 +559,7 @@ int main(void)
         cmocka_unit_test(expelled),
         cmocka_unit_test(liars),
         cmocka_unit_test(strangers),
+        cmocka_unit_test(taken_back_in_the_middle),
         cmocka_unit_test(many_requests_at_once),
         cmocka_unit_test(no_descriptors),
         cmocka_unit_test(idle_is_quiet),

@@ -5,8 +5,8 @@
 
 #include <stdlib.h>
 
-static unsigned asks;
-static bool tell; /* REVOKED comes through */
+static unsigned asks, aborts, aborts_before; /* those when last asked */
+static bool tell;                            /* REVOKED comes through */
 
 static bool pass(struct sim *sim, unsigned from, unsigned to,
                  enum kvf_peer_type type)
@@ -15,6 +15,9 @@ static bool pass(struct sim *sim, unsigned from, unsigned to,
     (void)from;
     (void)to;
     asks += type == KVF_PEER_WINDOW_ASK;
+    aborts += type == KVF_PEER_ABORT;
+    if (type == KVF_PEER_WINDOW_ASK)
+        aborts_before = aborts;
     return tell || type != KVF_PEER_REVOKED;
 }
 
@@ -26,24 +29,35 @@ static void run_for(struct sim *sim, uint64_t ms)
         jobs_check(sim);
 }
 
-static int start(void **state)
+static int start_with(void **state, unsigned no_shm)
 {
-    static const struct sim_conf c = {.nodes = 2,
-                                      .pool_size = 1u << 20,
-                                      .inline_max = 2048,
-                                      .delay_ns = SIM_MS,
-                                      .bulk_chunk = 16384,
-                                      .bulk_step_ns = SIM_MS};
+    struct sim_conf c = {.nodes = 2,
+                         .pool_size = 1u << 20,
+                         .inline_max = 2048,
+                         .delay_ns = SIM_MS,
+                         .bulk_chunk = 16384,
+                         .bulk_step_ns = SIM_MS,
+                         .no_shm = no_shm};
     struct sim *sim = sim_new(&c, 1);
 
     sim->written = job_written;
     sim->pass = pass;
-    asks = 0;
+    asks = aborts = 0;
     tell = false;
     kvf_list_init(&jobs);
     job_expose(sim, sim->node[0]);
     *state = sim;
     return 0;
+}
+
+static int start(void **state)
+{
+    return start_with(state, 0);
+}
+
+static int start_tcp(void **state)
+{
+    return start_with(state, 3);
 }
 
 static int stop(void **state)
@@ -166,14 +180,35 @@ static void not_while_the_window_ends(void **state)
     assert_int_equal(asks, 2);
 }
 
+/* What was sent over a connection that was cut may be read late: nothing is
+ * written by an access from before, and that is given back before the next is
+ * asked for. */
+static void not_after_a_cut(void **state)
+{
+    struct sim *sim = *state;
+
+    assert_int_equal(done(sim, KVF_MOVE_WRITE), KVF_OK);
+    assert_int_equal(done(sim, KVF_MOVE_READ), KVF_OK);
+    assert_int_equal(asks, 2);
+    sim->cut_op = sim->bulk_ops + 1;
+    assert_int_equal(done(sim, KVF_MOVE_WRITE), KVF_OK);
+    assert_int_equal(asks, 3);
+    assert_int_equal(aborts_before, 1);
+    assert_int_equal(done(sim, KVF_MOVE_READ), KVF_OK);
+    assert_int_equal(asks, 4);
+    assert_int_equal(done(sim, KVF_MOVE_WRITE), KVF_OK);
+    assert_int_equal(done(sim, KVF_MOVE_WRITE), KVF_OK);
+    assert_int_equal(asks, 5);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(one_question_for_many, start, stop),
         cmocka_unit_test_setup_teardown(not_once_the_window_has_ended, start,
                                         stop),
-        cmocka_unit_test_setup_teardown(not_while_the_window_ends, start,
-                                        stop)};
+        cmocka_unit_test_setup_teardown(not_while_the_window_ends, start, stop),
+        cmocka_unit_test_setup_teardown(not_after_a_cut, start_tcp, stop)};
 
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -43,6 +43,20 @@ static void write_begin(struct kvf_tcp_in *c)
     write_part(c);
 }
 
+/* What was taken back since the last bytes came gets no more: they are drained.
+ * So what is left of a connection that was cut, and is read late, cannot meet
+ * what came by another one since. */
+static void write_check(struct kvf_tcp_in *c)
+{
+    const struct kvf_serve_ops *serve = c->tcp->serve;
+
+    if (!c->wr_active || c->wr.status != 0 || serve->live == NULL ||
+        serve->live(c->tcp->serve_arg, c->wr_part.pin))
+        return;
+    kvf_tcp_in_unpin(c, &c->wr_part);
+    c->wr.status = KVF_STALE;
+}
+
 /* n bytes of the WRITE were put where the part (or scratch) said. */
 static void write_came(struct kvf_tcp_in *c, uint64_t n)
 {
@@ -223,6 +237,7 @@ static ssize_t receive_once(struct kvf_tcp_in *c)
 
 bool kvf_tcp_in_receive(struct kvf_tcp_in *c, uint64_t *bytes)
 {
+    write_check(c); /* nothing ends while we are at it */
     /* What is left in rx is first: the queue was full when it came. */
     if (c->rx_len > 0 && !parse(c))
         return false;
