@@ -232,9 +232,10 @@ def test_over_shm_the_owner_is_asked_once(pair_of, region):
         os.close(fd)
 
 
-def test_a_kept_access_ends_with_its_window(pair):
+def test_a_kept_access_ends_with_its_window(pair_of):
     """The writer's daemon is told while it stands still, and is asked to write
     again before it has heard of it or just after."""
+    pair = pair_of(conf={"connector": {"peer_timeout_ms": 20000}})
     src = pair.b.alloc(MIB)
     for i in range(20):
         w = expose(pair.a, "w", MIB)
