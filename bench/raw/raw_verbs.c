@@ -44,6 +44,7 @@ static uint64_t chunk;
 static bool writes, events;
 static char *mem;
 static uint64_t n_wr, n_wc, n_posts, n_sleeps;
+static uint64_t register_ns; /* what ibv_reg_mr of the block took */
 
 static void open_device(const char *name)
 {
@@ -93,7 +94,9 @@ static struct hello make_qp(uint64_t size)
     pd = ibv_alloc_pd(ctx);
     channel = ibv_create_comp_channel(ctx);
     cq = channel ? ibv_create_cq(ctx, (int)depth + 1, NULL, channel, 0) : NULL;
+    register_ns = bench_now();
     mr = pd ? ibv_reg_mr(pd, mem, size, access) : NULL;
+    register_ns = bench_now() - register_ns;
     if (cq == NULL || mr == NULL)
         bench_die("no queue or no registration: %s", strerror(errno));
     init.send_cq = init.recv_cq = cq;
@@ -258,12 +261,13 @@ static void rounds(const struct hello *peer, uint64_t size, unsigned n_rounds)
         printf("{\"bench\":\"verbs\",\"how\":\"%s %s\",\"size\":%llu,"
                "\"chunk\":%llu,\"depth\":%u,\"GBps\":%.5f,\"us\":%.2f,"
                "\"cpu_s_per_GB\":%.4f,\"wr\":%.1f,\"completions\":%.1f,"
-               "\"doorbells\":%.1f,\"sleeps\":%.1f}\n",
+               "\"doorbells\":%.1f,\"sleeps\":%.1f,\"register_us\":%.1f}\n",
                writes ? "write" : "read", events ? "event" : "poll",
                (unsigned long long)size, (unsigned long long)chunk, depth,
                gb * 1e9 / (double)ns, (double)ns / 1e3 / of,
                (double)cpu / 1e9 / gb, (double)n_wr / of, (double)n_wc / of,
-               (double)n_posts / of, (double)n_sleeps / of);
+               (double)n_posts / of, (double)n_sleeps / of,
+               (double)register_ns / 1e3);
         fflush(stdout);
     }
 }
