@@ -106,21 +106,21 @@ static void test_slow_posts(void **state)
     rig_until(&r, &r.ups, 10000);
     fake.post_mib_ns = 20 * KVF_NS_PER_MS;
     rig_rdma_pull(&r, &p);
-    assert_in_range(fake.max_doorbell, 4 * ms + 1, 16 * ms);
+    assert_in_range(fake.max_doorbell, 2 * ms + 1, 16 * ms);
     kvf_xfer_reset(&p.x);
     r.stats.requests++; /* what wants the bytes */
     fake.max_doorbell = 0;
     pull_start(&p, &r.link);
     while (fake.max_doorbell == 0)
         rig_turns(&r, 1);
-    assert_in_range(fake.max_doorbell, 4 * ms + 1, 16 * ms);
+    assert_in_range(fake.max_doorbell, 2 * ms + 1, 16 * ms);
     r.stats.requests++; /* another */
     fake.max_doorbell = 0;
     rig_until(&r, &p.calls, 10000);
-    assert_in_range(fake.max_doorbell, 1, 4 * ms);
+    assert_in_range(fake.max_doorbell, 1, 2 * ms);
     kvf_xfer_reset(&p.x);
     rig_rdma_pull(&r, &p); /* not yet forgotten */
-    assert_in_range(fake.max_doorbell, 1, 4 * ms);
+    assert_in_range(fake.max_doorbell, 1, 2 * ms);
     fake.post_mib_ns = 0;
     kvf_xfer_reset(&p.x);
     fake.max_doorbell = 0;

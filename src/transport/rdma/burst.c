@@ -8,11 +8,12 @@
  * turns. */
 #include "transport/rdma/rdma_priv.h"
 
-/* A short turn. Soft-RoCE in a guest takes some 0.3 ms for a doorbell, whatever
- * it moves: that is less than a tenth of this; and others wait that long at
- * most, about twice as long as for a ping of an idle daemon there. */
-#define POST_NS (4000 * KVF_NS_PER_US)
-#define ALONE 4u /* times as long while nobody asks */
+/* A short turn: others wait that long at most, which leaves a ping well within
+ * twice what it takes when a daemon is idle, in a guest with Soft-RoCE. */
+#define POST_NS (2000 * KVF_NS_PER_US)
+/* Times as long while nobody asks: a doorbell takes some 0.3 ms there, whatever
+ * it moves, so a short turn loses a sixth of the time and a long one little. */
+#define ALONE 8u
 /* Turns are short for so long after a question: whoever asks once a second, or
  * more often, meets a long one only the first time. */
 #define ASKED_NS (2 * KVF_NS_PER_S)
