@@ -40,6 +40,9 @@ struct signal_slot {
  * does slept: without either the calls take some microseconds. */
 #define CROWDED_NS (30 * KVF_NS_PER_US)
 #define NO_SPIN_NS (5 * KVF_NS_PER_MS)
+/* One message that follows another at once is a question and its answer
+ * (keepalive); only the next one says that there is traffic. */
+#define DENSE 2
 /* Libzmq's thread and an engine that takes a reply are done sooner; a program
  * that computes takes its whole slice, some milliseconds. */
 #define HOGGED_NS (500 * KVF_NS_PER_US)
@@ -63,7 +66,7 @@ struct kvf_reactor {
     uint64_t gave_way_ns; /* when we last slept or let others run */
     uint64_t linger_ns;   /* see kvf_reactor_linger */
     uint64_t linger_from_ns;
-    bool dense;     /* what came last was not waited for as long */
+    unsigned soon;  /* how many waits in a row ended sooner than that */
     bool signalled; /* some slot is pending */
     unsigned n_signals;
     struct signal_slot signal[MAX_SIGNALS];
@@ -390,7 +393,7 @@ bool kvf_reactor_may_spin(const struct kvf_reactor *r)
 void kvf_reactor_linger(struct kvf_reactor *r, uint64_t ns)
 {
     r->linger_ns = ns;
-    r->dense = false;
+    r->soon = 0;
 }
 
 /* Sets the timer for `due`, if it is not set for that already. */
@@ -446,7 +449,7 @@ static int wait_for_events(struct kvf_reactor *r, bool busy, uint64_t until,
     if (until < due)
         due = until;
     if (busy || r->stop || due <= now ||
-        (r->dense && now >= r->linger_from_ns &&
+        (r->soon >= DENSE && now >= r->linger_from_ns &&
          linger(r, due - now < r->linger_ns ? due : now + r->linger_ns)))
         flags |= EVLOOP_NONBLOCK;
     else if (set_timer(r, due) != 0)
@@ -455,9 +458,10 @@ static int wait_for_events(struct kvf_reactor *r, bool busy, uint64_t until,
         return kvf_fail(why, KVF_INTERNAL, "libevent failed: %s",
                         strerror(errno));
     r->woke_ns = kvf_sched_clock(&r->sched);
-    if (!busy)
-        r->dense =
-            !kvf_list_empty(&r->ready) && r->woke_ns - now < r->linger_ns;
+    if (!busy && !kvf_list_empty(&r->ready) && r->woke_ns - now < r->linger_ns)
+        r->soon += r->soon < DENSE;
+    else if (!busy)
+        r->soon = 0;
     if (r->woke_ns - now > CROWDED_NS)
         r->gave_way_ns = r->woke_ns; /* it slept */
     return 0;
