@@ -123,9 +123,22 @@ static void on_again(struct kvf_ask *a)
     ask_peer(kvf_container_of(a, struct kvf_get, ask));
 }
 
+/* Where the peer's pool is mapped a copy costs less than bytes that go through
+ * ZeroMQ, but from this size on only: it takes a turn of the loop more. */
+#define SHM_EAGER_MAX (16u << 10)
+
+static uint64_t eager_max(const struct kvf_get *g)
+{
+    uint64_t max = g->gs->env.conf->inline_max;
+
+    if (g->mode == KVF_MODE_VIEW)
+        return 0;
+    return kvf_peer_has_shm(g->peer) && max > SHM_EAGER_MAX ? SHM_EAGER_MAX
+                                                            : max;
+}
+
 static void ask_peer(struct kvf_get *g)
 {
-    const struct kvf_conf *c = g->gs->env.conf;
     uint64_t now = g->gs->env.sched->now_ns;
     struct kvf_why why;
     struct kvf_peer_ask body = {
@@ -137,7 +150,7 @@ static void ask_peer(struct kvf_get *g)
         .wait = g->wait,
         .want_shm = kvf_peer_has_shm(g->peer),
         .mode = g->mode,
-        .eager_max = g->mode == KVF_MODE_VIEW ? 0 : c->inline_max,
+        .eager_max = eager_max(g),
     };
 
     if (g->deadline_ns != KVF_NEVER)

@@ -36,6 +36,25 @@ def test_small_key_travels_eagerly(pair):
     pair.b.ok("release", buffer=g["buffer"])
 
 
+@pytest.mark.parametrize("mode", ["copy", "inline"])
+@pytest.mark.parametrize("protocol,size,way", [
+    ("auto", 16 * KIB, "eager"), ("auto", 16 * KIB + 1, "shm"),
+    ("tcp", 64 * KIB, "eager")])
+def test_a_mapped_pool_is_read_instead_of_sent(pair_of, protocol, size, way,
+                                               mode):
+    p = pair_of(conf={"connector": {"protocol": protocol}})
+    data = kvf.pattern(size, 5)
+    p.a.put("k", data)
+    g = p.b.ok("get", key="k", mode=mode)
+    assert g["transport"] == way and g["mode"] == mode
+    if mode == "inline":
+        assert g.payload == data
+    else:
+        assert p.b.bytes_of(g) == data
+        p.b.ok("release", buffer=g["buffer"])
+    p.src.assert_all_free()
+
+
 def test_small_key_inline(pair):
     pair.a.ok("put", b"tiny", key="k", meta=b"m")
     g = pair.b.ok("get", key="k", mode="inline")
