@@ -99,10 +99,33 @@ static void put_done(struct kvferry *h, void *user,
     ++*(uint64_t *)user;
 }
 
-/* The put's answer is fetched after the get's: that is not what is measured. */
+static void pause_ns(uint64_t ns)
+{
+    for (uint64_t t0 = bench_now(); bench_now() - t0 < ns;)
+        continue;
+}
+
+static uint64_t get_once(struct pb *b, const char *key,
+                         const struct kvferry_get_options *o, uint64_t size)
+{
+    uint64_t t0 = bench_now(), took;
+    struct kvferry_payload *p;
+
+    pb_need(b->to, kvferry_get(b->to, key, o, &p), "get");
+    took = bench_now() - t0;
+    pb_check(p, size, 1);
+    kvferry_release(&p);
+    return took;
+}
+
+/* The put's answer is fetched after the get's: that is not what is measured.
+ * After each a get of what is there, at the same pace: gets one after the other
+ * find everybody awake and cannot be compared with what came after a pause. */
 void pb_parked(struct pb *b, int argc, char **argv)
 {
     uint64_t n = bench_size(argv[1]), *took = values(n), puts = 0;
+    uint64_t *paced = values(n);
+    struct kvferry_put_options twice = {.readers = 2};
     struct parked w = {.size = bench_size(argv[0])};
     struct kvferry_get_options o;
     void *data = bench_memory(w.size, false);
@@ -120,19 +143,23 @@ void pb_parked(struct pb *b, int argc, char **argv)
         pb_need(b->to, kvferry_get_async(b->to, key, &o, answered, &w, NULL),
                 "get");
         pb_need(b->to, kvferry_ping(b->to), "ping");
-        for (t0 = bench_now(); bench_now() - t0 < PARK_NS;)
-            continue;
+        pause_ns(PARK_NS);
         t0 = bench_now();
         pb_need(b->from,
-                kvferry_put_async(b->from, key, data, w.size, NULL, put_done,
+                kvferry_put_async(b->from, key, data, w.size, &twice, put_done,
                                   &puts, NULL),
                 "put");
         pb_wait(b->to, &w.done, i + 1);
         took[i % n] = w.end_ns - t0;
         pb_wait(b->from, &puts, i + 1);
+        pb_need(b->to, kvferry_ping(b->to), "ping"); /* as before the pause */
+        pause_ns(PARK_NS);
+        paced[i % n] = get_once(b, key, &o, w.size);
     }
     tell("parked", "put to get", w.size, took, n);
+    tell("parked", "get at that pace", w.size, paced, n);
     pb_close(b);
+    free(paced);
     free(took);
 }
 
