@@ -33,6 +33,13 @@ class Request:
         self.given_up = False
 
 
+def brought(request: Request, reply: Dict[str, Any]) -> List[Tuple[str, int]]:
+    """The memory in a reply: what to ask to give it back, and its id."""
+    op = "free" if request.op == "alloc" else "release"
+    return [(op, r["buffer"]) for r in [reply, *(reply.get("results") or ())]
+            if "buffer" in r]
+
+
 class Call:
     """One request under way. `result` is (reply, frame), or `error` is set."""
     __slots__ = ("id", "request", "done", "result", "error", "deadline",

@@ -35,7 +35,7 @@ import msgpack
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
-from .calls import Call, Lease, Request, now
+from .calls import Call, Lease, Request, brought, now
 from .errors import (ClientClosed, ConnectionLost, Internal, KvferryError,
                      error_for)
 from .lanes import Lanes
@@ -142,10 +142,8 @@ class Engine:
         request.given_up = True
         reply, request.reply = request.reply, None
         if reply is not None:
-            op = "free" if request.op == "alloc" else "release"
-            for r in [reply, *(reply.get("results") or ())]:
-                if "buffer" in r:
-                    Lease(self, op, r["buffer"], [memoryview(b"")]).end()
+            for op, ident in brought(request, reply):
+                Lease(self, op, ident, [memoryview(b"")]).end()
 
     # ---- what lanes found out ----------------------------------------------
 
@@ -296,10 +294,9 @@ class Engine:
         self.settle()
 
     def _undo(self, call: Call, reply: Dict[str, Any]) -> None:
-        op = "free" if call.request.op == "alloc" else "release"
-        for r in [reply] + list(reply.get("results") or ()):
-            if "buffer" in r and self.state == "open":
-                self._send(Call(Request(op, {"buffer": r["buffer"]})))
+        for op, ident in brought(call.request, reply):
+            if self.state == "open":
+                self._send(Call(Request(op, {"buffer": ident})))
 
     def check(self, call: Call) -> None:
         """wake_at passed: the deadline too, or time for a ping. Lock held."""

@@ -220,13 +220,17 @@ class Lane:
             result = self.read(flags)
             if result is None:
                 return None
-            reply = result[0]
-            mine = reply.get("id") == ident
-            if mine and reply.get("status") == "OK":
-                request.reply = reply
-            self.taken(reply)
-            if mine:
+            if self._answers(result[0], ident, request):
                 return result
+
+    def _answers(self, reply: Dict[str, Any], ident: int, request: Request
+                 ) -> bool:
+        """Takes a reply; is it the one to that request?"""
+        mine = reply.get("id") == ident
+        if mine and reply.get("status") == "OK":
+            request.reply = reply
+        self.taken(reply)
+        return mine
 
     def _await(self, ident: int, request: Request) -> Reply:
         """The reply to one that takes its time."""
@@ -278,10 +282,7 @@ class Lane:
                         self._poller.poll(left * 1000)
                     continue
                 reply = result[0]
-                mine = reply.get("id") == ident
-                if mine and reply.get("status") == "OK":
-                    request.reply = reply
-                self.taken(reply)
+                mine = self._answers(reply, ident, request)
                 # Nothing to cancel: it was answered before, or never sent.
                 if mine or (reply.get("id") == cancel
                             and not reply.get("cancelled")):
