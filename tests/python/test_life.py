@@ -7,24 +7,7 @@ import kvf
 import pytest
 
 import kvferry
-
-
-def in_threads(n, work):
-    errors = []
-
-    def guarded(i):
-        try:
-            work(i)
-        except BaseException as e:
-            errors.append(e)
-    threads = [threading.Thread(target=guarded, args=(i,)) for i in range(n)]
-    for t in threads:
-        t.start()
-    for t in threads:
-        t.join(50)
-        assert not t.is_alive()
-    if errors:
-        raise errors[0]
+from together import in_threads
 
 
 def test_many_threads(two):

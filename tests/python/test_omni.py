@@ -18,6 +18,7 @@ import pytest
 import kvferry
 from kvferry import omni
 from kvferry.omni import KvferryConnector
+from together import in_threads
 
 
 @pytest.fixture
@@ -344,23 +345,14 @@ def test_12_threads_and_ranks(make, connector):
     dst = make(1)
     senders = [connector(d, rank=i) for i, d in enumerate(sources)]
     r = connector(dst)
-    errors = []
 
     def work(i):
-        try:
-            for n in range(25):
-                s = senders[i % 2]
-                data = kvf.pattern(1 + n * 5000, seed=i)
-                m = s.put("0", "1", f"{i}/{n}", data)[2]
-                assert take(r, f"{i}/{n}", m) == data
-        except BaseException as e:
-            errors.append(e)
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(6)]
-    for t in threads:
-        t.start()
-    for t in threads:
-        t.join(50)
-    assert not errors, errors
+        for n in range(25):
+            s = senders[i % 2]
+            data = kvf.pattern(1 + n * 5000, seed=i)
+            m = s.put("0", "1", f"{i}/{n}", data)[2]
+            assert take(r, f"{i}/{n}", m) == data
+    in_threads(6, work)
     assert r.health()["gets"] == 150
 
 

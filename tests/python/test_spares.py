@@ -6,6 +6,7 @@ import pytest
 
 import kvferry
 from kvferry import lanes, spares
+from together import in_threads
 
 SIZE = 100_000
 HELD = 102_400  # of the pool
@@ -53,20 +54,7 @@ def test_as_many_as_were_under_way_and_no_more(two):
             got = b.get(f"{i}", 0, timeout=20)
             assert got.to_bytes() == data
             got.release()
-    errors = []
-
-    def guarded(i):
-        try:
-            work(i)
-        except BaseException as e:
-            errors.append(e)
-    threads = [threading.Thread(target=guarded, args=(i,)) for i in range(6)]
-    for t in threads:
-        t.start()
-    for t in threads:
-        t.join(50)
-        assert not t.is_alive()
-    assert not errors
+    in_threads(6, work)
     assert 0 < pool_of(a)["filling"] <= min(limit, 16 * HELD)
 
 
@@ -78,12 +66,7 @@ def test_never_more_than_a_sixteenth(small):
         for _ in range(10):
             pending.wait(kvf.WAIT)
             small.put(f"{i}", b"x" * SIZE)
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
-    for t in threads:
-        t.start()
-    for t in threads:
-        t.join(50)
-        assert not t.is_alive()
+    in_threads(4, work)
     assert pool_of(small)["filling"] <= 2 * HELD
 
 
