@@ -8,6 +8,22 @@ uint64_t jobs_serial;
 uint64_t jobs_status[3][KVF_STATUS_COUNT], jobs_retried, jobs_notices;
 uint64_t jobs_ends[KVF_RETIRE_REASONS];
 
+struct sim *job_sim(unsigned no_shm)
+{
+    struct sim_conf c = {.nodes = 2,
+                         .pool_size = 1u << 20,
+                         .inline_max = 2048,
+                         .delay_ns = SIM_MS,
+                         .bulk_chunk = 16384,
+                         .bulk_step_ns = SIM_MS,
+                         .no_shm = no_shm};
+    struct sim *sim = sim_new(&c, 1);
+
+    sim->written = job_written;
+    kvf_list_init(&jobs);
+    return sim;
+}
+
 static uint8_t byte_of(uint64_t serial, uint64_t i)
 {
     return (uint8_t)(serial * 151 + i * 7 + (i >> 8) * 13 + 1);

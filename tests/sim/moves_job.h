@@ -31,6 +31,8 @@ extern uint64_t jobs_serial; /* of the last one */
 extern uint64_t jobs_status[3][KVF_STATUS_COUNT], jobs_retried, jobs_notices;
 extern uint64_t jobs_ends[KVF_RETIRE_REASONS];
 
+/* Two nodes that lose nothing, and no jobs yet; no_shm as sim_conf's. */
+struct sim *job_sim(unsigned no_shm);
 /* sim.written and sim.push_end */
 void job_written(struct sim_node *n, const struct kvf_window *w, bool write,
                  const void *data, size_t len);

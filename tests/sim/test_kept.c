@@ -31,20 +31,11 @@ static void run_for(struct sim *sim, uint64_t ms)
 
 static int start_with(void **state, unsigned no_shm)
 {
-    struct sim_conf c = {.nodes = 2,
-                         .pool_size = 1u << 20,
-                         .inline_max = 2048,
-                         .delay_ns = SIM_MS,
-                         .bulk_chunk = 16384,
-                         .bulk_step_ns = SIM_MS,
-                         .no_shm = no_shm};
-    struct sim *sim = sim_new(&c, 1);
+    struct sim *sim = job_sim(no_shm);
 
-    sim->written = job_written;
     sim->pass = pass;
     asks = aborts = 0;
     tell = false;
-    kvf_list_init(&jobs);
     job_expose(sim, sim->node[0]);
     *state = sim;
     return 0;

@@ -294,14 +294,7 @@ static bool pass(struct sim *sim, unsigned from, unsigned to,
 static void lose_one(enum kvf_move_kind kind, enum kvf_peer_type type,
                      uint64_t size, unsigned no_shm)
 {
-    struct sim_conf c = {.nodes = 2,
-                         .pool_size = 1u << 20,
-                         .inline_max = 2048,
-                         .delay_ns = SIM_MS,
-                         .bulk_chunk = 16384,
-                         .bulk_step_ns = SIM_MS,
-                         .no_shm = no_shm};
-    struct sim *sim = sim_new(&c, 1);
+    struct sim *sim = job_sim(no_shm);
     struct job j = {.sim = sim,
                     .kind = kind,
                     .from = 1,
@@ -314,12 +307,10 @@ static void lose_one(enum kvf_move_kind kind, enum kvf_peer_type type,
     uint64_t ok = jobs_status[kind][KVF_OK];
     struct kvf_window *w;
 
-    sim->written = job_written;
     sim->push_end = job_ended;
     sim->pass = pass;
     lose = type;
     lost = 0;
-    kvf_list_init(&jobs);
     kvf_list_init(&j.node);
     kvf_list_push_back(&jobs, &j.node);
     job_expose(sim, sim->node[0]);
