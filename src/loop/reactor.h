@@ -69,11 +69,11 @@ void kvf_reactor_stop(struct kvf_reactor *r);
  * that gave it away. Asked by arm() before it answers KVF_ARM_SPIN. */
 bool kvf_reactor_may_spin(const struct kvf_reactor *r);
 /* From now on the loop stays awake for `ns` after it has run out of work, when
- * what came last came within as long: a request is several messages, and each
- * finds a loop that need not be woken. A lone message, a timer, and a loop that
- * waits in vain end it, so that idle stays idle; so does, for some
- * milliseconds, a program that computes on this processor. 0, as at the start:
- * never. */
+ * the last two things came within as long each: a request is several messages,
+ * and most find a loop that need not be woken. A lone message, a question and
+ * its answer, a timer, and a loop that waits in vain do not keep it awake, so
+ * that idle stays idle; so does, for some milliseconds, a program that computes
+ * on this processor. 0, as at the start: never. */
 void kvf_reactor_linger(struct kvf_reactor *r, uint64_t ns);
 /* One iteration: arm, wait at most timeout_ns (KVF_NEVER = until something
  * happens), handle what came. Returns right after the handlers. For tests and
