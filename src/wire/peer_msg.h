@@ -177,7 +177,7 @@ struct kvf_peer_retired { /* RETIRED_SEEN has the first two */
     uint64_t generation, reason, readers_done;
 };
 
-/* ---- KV blocks (peer_msg_layout.c) -------------------------------------- */
+/* ---- KV blocks ---------------------------------------------------------- */
 
 struct kvf_peer_layout {
     uint64_t number;             /* the sender's; never repeats */
@@ -342,9 +342,4 @@ int kvf_peer_decode(struct kvf_peer_msg *m, const void *data, size_t len,
                     const void *payload, size_t payload_len,
                     struct kvf_why *why);
 void kvf_peer_done(struct kvf_peer_msg *m);
-
-/* Private to src/wire: bodies of the messages of windows and pushes. */
-bool kvf_peer_push_write(struct kvf_mpw *w, const struct kvf_peer_msg *m);
-int kvf_peer_push_read(const msgpack_object *map, struct kvf_peer_msg *m,
-                       struct kvf_why *why);
 #endif

@@ -1,10 +1,7 @@
 /* Messages between daemons: struct -> bytes (docs/PROTOCOL-PEER.md). The
  * sender is trusted to keep its own bounds; the only failure is a lack of
  * memory. */
-#include "wire/peer_msg.h"
-
-#include "wire/peer_msg_layout.h"
-#include "wire/peer_msg_rdma.h"
+#include "wire/peer_body.h"
 
 #include <string.h>
 
@@ -24,23 +21,11 @@ const char *kvf_peer_type_name(enum kvf_peer_type type)
     }
 }
 
-/* A bounded text field; a character that was cut in two is left out. */
-static void put_text(struct kvf_mpw *w, const char *key, const char *text,
-                     size_t cap)
-{
-    size_t len = strnlen(text, cap);
-
-    for (unsigned i = 0; i < 3 && len > 0 && !kvf_utf8_valid(text, len); i++)
-        len--;
-    kvf_mpw_str(w, key);
-    kvf_mpw_strn(w, text, len);
-}
-
 static void put_pool(struct kvf_mpw *w, const struct kvf_peer_pool *p)
 {
     kvf_mpw_str(w, "pool");
     kvf_mpw_map(w, 4);
-    put_text(w, "path", p->path, sizeof p->path);
+    kvf_body_put_text(w, "path", p->path, sizeof p->path);
     kvf_mpw_kv_u64(w, "size", p->size);
     kvf_mpw_kv_u64(w, "pid", p->pid);
     kvf_mpw_kv_u64(w, "start", p->start);
@@ -93,11 +78,12 @@ static void put_welcome(struct kvf_mpw *w, const struct kvf_peer_msg *m)
     if (m->u.welcome.peer_timeout_ms != 0)
         kvf_mpw_kv_u64(w, "peer_timeout_ms", m->u.welcome.peer_timeout_ms);
     kvf_mpw_kv_bool(w, "shm", m->u.welcome.shm);
-    put_text(w, "shm_why", m->u.welcome.shm_why, sizeof m->u.welcome.shm_why);
+    kvf_body_put_text(w, "shm_why", m->u.welcome.shm_why,
+                      sizeof m->u.welcome.shm_why);
     kvf_mpw_kv_bool(w, "tcp", m->u.welcome.tcp);
     if (m->u.welcome.tcp) {
-        put_text(w, "tcp_host", m->u.welcome.tcp_host,
-                 sizeof m->u.welcome.tcp_host);
+        kvf_body_put_text(w, "tcp_host", m->u.welcome.tcp_host,
+                          sizeof m->u.welcome.tcp_host);
         kvf_mpw_kv_u64(w, "tcp_port", m->u.welcome.tcp_port);
         kvf_mpw_kv_bin(w, "secret", m->u.welcome.secret, KVF_SECRET_LEN);
     }
@@ -108,8 +94,7 @@ static void put_ask(struct kvf_mpw *w, const struct kvf_peer_ask *a)
 {
     kvf_mpw_map(w, 9u + a->has_generation + a->has_incarnation);
     kvf_mpw_kv_u64(w, "ask", a->ask);
-    kvf_mpw_str(w, "key");
-    kvf_mpw_strn(w, a->key.p, a->key.len);
+    kvf_body_put_str(w, "key", &a->key);
     kvf_mpw_kv_bool(w, "wait", a->wait);
     kvf_mpw_kv_u64(w, "wait_ms", a->wait_ms);
     kvf_mpw_kv_bool(w, "shm", a->want_shm);
@@ -123,39 +108,6 @@ static void put_ask(struct kvf_mpw *w, const struct kvf_peer_ask *a)
         kvf_mpw_kv_bin(w, "incarnation", a->incarnation.b, KVF_ID_LEN);
 }
 
-static void put_grant(struct kvf_mpw *w, const struct kvf_peer_grant *g)
-{
-    kvf_mpw_map(w, 10u + g->has_checksum + kvf_peer_rdma_put_grant(NULL, g));
-    kvf_peer_rdma_put_grant(w, g);
-    kvf_mpw_kv_u64(w, "ask", g->ask);
-    kvf_mpw_kv_u64(w, "claim", g->claim);
-    kvf_mpw_kv_u64(w, "generation", g->generation);
-    kvf_mpw_kv_u64(w, "size", g->size);
-    kvf_mpw_kv_bin(w, "token", g->token.b, KVF_ID_LEN);
-    kvf_mpw_kv_bin(w, "meta", g->meta, g->meta_len);
-    kvf_mpw_kv_bool(w, "eager", g->eager);
-    kvf_mpw_kv_bool(w, "shm", g->shm);
-    if (g->has_checksum)
-        kvf_mpw_kv_u64(w, "checksum", g->checksum);
-    kvf_mpw_str(w, "segs");
-    kvf_mpw_array(w, g->n_segs);
-    for (unsigned i = 0; i < g->n_segs; i++) {
-        kvf_mpw_array(w, 3);
-        kvf_mpw_u64(w, g->segs[i].space);
-        kvf_mpw_u64(w, g->segs[i].offset);
-        kvf_mpw_u64(w, g->segs[i].length);
-    }
-    kvf_mpw_str(w, "spaces");
-    kvf_mpw_array(w, g->n_spaces);
-    for (unsigned i = 0; i < g->n_spaces; i++) {
-        kvf_mpw_map(w, 4);
-        put_text(w, "path", g->spaces[i].path, sizeof g->spaces[i].path);
-        kvf_mpw_kv_u64(w, "dev", g->spaces[i].dev);
-        kvf_mpw_kv_u64(w, "ino", g->spaces[i].ino);
-        kvf_mpw_kv_u64(w, "size", g->spaces[i].size);
-    }
-}
-
 static void put_deny(struct kvf_mpw *w, const struct kvf_peer_msg *m)
 {
     bool space = m->u.deny.needed != 0;
@@ -165,7 +117,7 @@ static void put_deny(struct kvf_mpw *w, const struct kvf_peer_msg *m)
     kvf_mpw_kv_u64(w, "status", m->u.deny.status);
     kvf_mpw_kv_u64(w, "generation", m->u.deny.generation);
     kvf_mpw_kv_u64(w, "size", m->u.deny.size);
-    put_text(w, "text", m->u.deny.text, sizeof m->u.deny.text);
+    kvf_body_put_text(w, "text", m->u.deny.text, sizeof m->u.deny.text);
     if (space) {
         kvf_mpw_kv_u64(w, "free", m->u.deny.free);
         kvf_mpw_kv_u64(w, "largest_free", m->u.deny.largest_free);
@@ -200,7 +152,7 @@ static bool put_body(struct kvf_mpw *w, const struct kvf_peer_msg *m)
     case KVF_PEER_REFUSE:
         kvf_mpw_map(w, 2);
         kvf_mpw_kv_u64(w, "status", m->u.refuse.status);
-        put_text(w, "text", m->u.refuse.text, sizeof m->u.refuse.text);
+        kvf_body_put_text(w, "text", m->u.refuse.text, sizeof m->u.refuse.text);
         return true;
     case KVF_PEER_PING:
     case KVF_PEER_PONG:
@@ -215,7 +167,7 @@ static bool put_body(struct kvf_mpw *w, const struct kvf_peer_msg *m)
         kvf_mpw_kv_u64(w, "ask", m->u.unask.ask);
         return true;
     case KVF_PEER_GRANT:
-        put_grant(w, &m->u.grant);
+        kvf_peer_grant_put(w, &m->u.grant);
         return true;
     case KVF_PEER_DENY:
         put_deny(w, m);
@@ -233,24 +185,27 @@ static bool put_body(struct kvf_mpw *w, const struct kvf_peer_msg *m)
     case KVF_PEER_REVOKED:
         kvf_mpw_map(w, 2);
         kvf_mpw_kv_u64(w, "claim", m->u.revoked.claim);
-        put_text(w, "text", m->u.revoked.text, sizeof m->u.revoked.text);
+        kvf_body_put_text(w, "text", m->u.revoked.text,
+                          sizeof m->u.revoked.text);
         return true;
     case KVF_PEER_UNMAPPED:
         put_unmapped(w, &m->u.unmapped);
         return true;
     case KVF_PEER_BYE:
         kvf_mpw_map(w, 1);
-        put_text(w, "text", m->u.bye.text, sizeof m->u.bye.text);
+        kvf_body_put_text(w, "text", m->u.bye.text, sizeof m->u.bye.text);
         return true;
     case KVF_PEER_LAYOUT:
     case KVF_PEER_LAYOUT_GONE:
     case KVF_PEER_LAYOUT_ASK:
     case KVF_PEER_LAYOUT_IS:
+        kvf_peer_layout_put(w, m);
+        return true;
     case KVF_PEER_BLOCKS_ASK:
     case KVF_PEER_BLOCKS_GRANT:
     case KVF_PEER_TOGETHER:
     case KVF_PEER_VERDICT:
-        kvf_peer_layout_put(w, m);
+        kvf_peer_blocks_put(w, m);
         return true;
     case KVF_PEER_RDMA_CONNECT:
     case KVF_PEER_RDMA_ACCEPT:
@@ -266,7 +221,8 @@ static bool put_body(struct kvf_mpw *w, const struct kvf_peer_msg *m)
     case KVF_PEER_APPLIED:
     case KVF_PEER_RETIRED:
     case KVF_PEER_RETIRED_SEEN:
-        return kvf_peer_push_write(w, m);
+        kvf_peer_push_put(w, m);
+        return true;
     case KVF_PEER_TYPE_END:
     default:
         return false;

@@ -2,9 +2,7 @@
  *
  * Happy path: a body is a list of its fields. Failure modes: -KVF_INVALID with
  * the field; absent optional fields are zero. */
-#include "wire/peer_msg.h"
-
-#include <string.h>
+#include "wire/peer_body.h"
 
 /* ---- writing ------------------------------------------------------------ */
 
@@ -13,8 +11,7 @@ static void put_window_ask(struct kvf_mpw *w,
 {
     kvf_mpw_map(w, 6);
     kvf_mpw_kv_u64(w, "ask", a->ask);
-    kvf_mpw_str(w, "name");
-    kvf_mpw_strn(w, a->name.p, a->name.len);
+    kvf_body_put_str(w, "name", &a->name);
     kvf_mpw_kv_bool(w, "write", a->write);
     kvf_mpw_kv_bool(w, "shm", a->want_shm);
     kvf_mpw_kv_u64(w, "offset", a->offset);
@@ -27,8 +24,7 @@ static void put_room_ask(struct kvf_mpw *w, const struct kvf_peer_room_ask *a)
                        a->notify);
     kvf_mpw_kv_u64(w, "ask", a->ask);
     kvf_mpw_kv_bin(w, "push", a->push.b, KVF_ID_LEN);
-    kvf_mpw_str(w, "key");
-    kvf_mpw_strn(w, a->key.p, a->key.len);
+    kvf_body_put_str(w, "key", &a->key);
     kvf_mpw_kv_u64(w, "size", a->size);
     kvf_mpw_kv_bin(w, "meta", a->meta, a->meta_len);
     kvf_mpw_kv_u64(w, "readers", a->readers);
@@ -78,213 +74,113 @@ static void put_retired(struct kvf_mpw *w, const struct kvf_peer_retired *r,
     kvf_mpw_kv_u64(w, "readers_done", r->readers_done);
 }
 
-bool kvf_peer_push_write(struct kvf_mpw *w, const struct kvf_peer_msg *m)
+void kvf_peer_push_put(struct kvf_mpw *w, const struct kvf_peer_msg *m)
 {
     switch ((unsigned)m->head.type) {
     case KVF_PEER_WINDOW_ASK:
         put_window_ask(w, &m->u.window_ask);
-        return true;
+        break;
     case KVF_PEER_ROOM_ASK:
         put_room_ask(w, &m->u.room_ask);
-        return true;
+        break;
     case KVF_PEER_COMMIT:
         put_commit(w, &m->u.commit);
-        return true;
+        break;
     case KVF_PEER_NOTIFY:
         put_notify(w, &m->u.notify);
-        return true;
+        break;
     case KVF_PEER_APPLIED:
         kvf_mpw_map(w, 2);
         kvf_mpw_kv_u64(w, "ask", m->u.applied.ask);
         kvf_mpw_kv_u64(w, "generation", m->u.applied.generation);
-        return true;
-    case KVF_PEER_RETIRED:
-    case KVF_PEER_RETIRED_SEEN:
+        break;
+    default: /* RETIRED, RETIRED_SEEN */
         put_retired(w, &m->u.retired, m->head.type == KVF_PEER_RETIRED_SEEN);
-        return true;
-    default:
-        return false;
     }
 }
 
 /* ---- reading ------------------------------------------------------------ */
 
-static int need_u64(const msgpack_object *map, const char *key, uint64_t min,
-                    uint64_t max, uint64_t *out, struct kvf_why *why)
+static void read_window_ask(struct kvf_body *b, struct kvf_peer_window_ask *a)
 {
-    int rc = kvf_mp_u64(map, key, min, max, out, why);
-
-    return rc != 0 ? rc : kvf_mp_missing(why, key);
+    kvf_body_u64(b, "ask", &a->ask);
+    kvf_body_str(b, "name", KVF_MAX_KEY, &a->name);
+    kvf_body_flag(b, "write", &a->write);
+    kvf_body_flag(b, "shm", &a->want_shm);
+    kvf_body_u64_in(b, "offset", 0, INT64_MAX, &a->offset);
+    kvf_body_u64_in(b, "length", 1, INT64_MAX, &a->length);
 }
 
-static int need_flag(const msgpack_object *map, const char *key, bool *out,
-                     struct kvf_why *why)
+static void read_room_ask(struct kvf_body *b, struct kvf_peer_room_ask *a)
 {
-    int rc = kvf_mp_bool(map, key, out, why);
-
-    return rc != 0 ? rc : kvf_mp_missing(why, key);
+    kvf_body_u64(b, "ask", &a->ask);
+    kvf_body_id(b, "push", &a->push);
+    kvf_body_str(b, "key", KVF_MAX_KEY, &a->key);
+    kvf_body_u64_in(b, "size", 1, INT64_MAX, &a->size);
+    kvf_body_u64_in(b, "readers", 0, KVF_MAX_READERS, &a->readers);
+    kvf_body_flag(b, "reject", &a->reject_duplicate);
+    kvf_body_flag(b, "shm", &a->want_shm);
+    kvf_body_bin_opt(b, "meta", 0, KVF_MAX_META, &a->meta, &a->meta_len);
+    a->has_ttl = kvf_body_u64_opt(b, "ttl_ms", 1, KVF_MAX_MS, &a->ttl_ms);
+    a->has_checksum =
+        kvf_body_u64_opt(b, "checksum", 0, UINT64_MAX, &a->checksum);
+    kvf_body_bin_opt(b, "bytes", 1, UINT32_MAX, &a->bytes, &a->bytes_len);
+    kvf_body_flag_opt(b, "notify", &a->notify);
+    if (b->rc == 0 && a->bytes != NULL && a->bytes_len != a->size)
+        b->rc = kvf_fail(b->why, KVF_INVALID, "field bytes: not of that size");
 }
 
-static int need_id(const msgpack_object *map, const char *key,
-                   struct kvf_id *out, struct kvf_why *why)
+static void read_commit(struct kvf_body *b, struct kvf_peer_commit *c)
 {
-    const void *p;
-    size_t n;
-    int rc = kvf_mp_bin(map, key, KVF_ID_LEN, KVF_ID_LEN, &p, &n, why);
-
-    if (rc > 0)
-        memcpy(out->b, p, KVF_ID_LEN);
-    return rc != 0 ? rc : kvf_mp_missing(why, key);
+    kvf_body_u64(b, "ask", &c->ask);
+    kvf_body_id(b, "push", &c->push);
+    kvf_body_u64(b, "claim", &c->claim);
+    kvf_body_id(b, "token", &c->token);
+    c->has_checksum =
+        kvf_body_u64_opt(b, "checksum", 0, UINT64_MAX, &c->checksum);
 }
 
-static int need_name(const msgpack_object *map, const char *key,
-                     struct kvf_slice_str *out, struct kvf_why *why)
+static void read_notify(struct kvf_body *b, struct kvf_peer_notify *n)
 {
-    int rc = kvf_mp_str(map, key, 1, KVF_MAX_KEY, &out->p, &out->len, why);
-
-    return rc != 0 ? rc : kvf_mp_missing(why, key);
+    kvf_body_u64(b, "ask", &n->ask);
+    kvf_body_id(b, "notice", &n->id);
+    kvf_body_u64(b, "claim", &n->claim);
+    kvf_body_id(b, "token", &n->token);
+    kvf_body_flag(b, "write", &n->write);
+    kvf_body_bin_opt(b, "data", 0, KVF_MAX_META, &n->data, &n->len);
 }
 
-static int read_window_ask(const msgpack_object *map,
-                           struct kvf_peer_window_ask *a, struct kvf_why *why)
+static void read_retired(struct kvf_body *b, struct kvf_peer_retired *r,
+                         bool seen)
 {
-    int rc = need_u64(map, "ask", 0, UINT64_MAX, &a->ask, why);
-
-    if (rc > 0)
-        rc = need_name(map, "name", &a->name, why);
-    if (rc > 0)
-        rc = need_flag(map, "write", &a->write, why);
-    if (rc > 0)
-        rc = need_flag(map, "shm", &a->want_shm, why);
-    if (rc > 0)
-        rc = need_u64(map, "offset", 0, INT64_MAX, &a->offset, why);
-    if (rc > 0)
-        rc = need_u64(map, "length", 1, INT64_MAX, &a->length, why);
-    return rc < 0 ? rc : 0;
+    kvf_body_id(b, "push", &r->push);
+    kvf_body_u64(b, "generation", &r->generation);
+    if (seen)
+        return;
+    kvf_body_u64_in(b, "reason", 0, KVF_PEER_REASONS - 1, &r->reason);
+    kvf_body_u64(b, "readers_done", &r->readers_done);
 }
 
-static int read_room_rest(const msgpack_object *map,
-                          struct kvf_peer_room_ask *a, struct kvf_why *why)
+void kvf_peer_push_read(struct kvf_body *b, struct kvf_peer_msg *m)
 {
-    int rc =
-        kvf_mp_bin(map, "meta", 0, KVF_MAX_META, &a->meta, &a->meta_len, why);
-
-    if (rc >= 0) {
-        rc = kvf_mp_u64(map, "ttl_ms", 1, KVF_MAX_MS, &a->ttl_ms, why);
-        a->has_ttl = rc > 0;
-    }
-    if (rc >= 0) {
-        rc = kvf_mp_u64(map, "checksum", 0, UINT64_MAX, &a->checksum, why);
-        a->has_checksum = rc > 0;
-    }
-    if (rc >= 0)
-        rc = kvf_mp_bin(map, "bytes", 1, UINT32_MAX, &a->bytes, &a->bytes_len,
-                        why);
-    if (rc >= 0)
-        rc = kvf_mp_bool(map, "notify", &a->notify, why);
-    if (rc < 0)
-        return rc;
-    if (a->bytes != NULL && a->bytes_len != a->size)
-        return kvf_fail(why, KVF_INVALID, "field bytes: not of that size");
-    return 0;
-}
-
-static int read_room_ask(const msgpack_object *map, struct kvf_peer_room_ask *a,
-                         struct kvf_why *why)
-{
-    int rc = need_u64(map, "ask", 0, UINT64_MAX, &a->ask, why);
-
-    if (rc > 0)
-        rc = need_id(map, "push", &a->push, why);
-    if (rc > 0)
-        rc = need_name(map, "key", &a->key, why);
-    if (rc > 0)
-        rc = need_u64(map, "size", 1, INT64_MAX, &a->size, why);
-    if (rc > 0)
-        rc = need_u64(map, "readers", 0, KVF_MAX_READERS, &a->readers, why);
-    if (rc > 0)
-        rc = need_flag(map, "reject", &a->reject_duplicate, why);
-    if (rc > 0)
-        rc = need_flag(map, "shm", &a->want_shm, why);
-    return rc < 0 ? rc : read_room_rest(map, a, why);
-}
-
-static int read_commit(const msgpack_object *map, struct kvf_peer_commit *c,
-                       struct kvf_why *why)
-{
-    int rc = need_u64(map, "ask", 0, UINT64_MAX, &c->ask, why);
-
-    if (rc > 0)
-        rc = need_id(map, "push", &c->push, why);
-    if (rc > 0)
-        rc = need_u64(map, "claim", 0, UINT64_MAX, &c->claim, why);
-    if (rc > 0)
-        rc = need_id(map, "token", &c->token, why);
-    if (rc > 0) {
-        rc = kvf_mp_u64(map, "checksum", 0, UINT64_MAX, &c->checksum, why);
-        c->has_checksum = rc > 0;
-    }
-    return rc < 0 ? rc : 0;
-}
-
-static int read_notify(const msgpack_object *map, struct kvf_peer_notify *n,
-                       struct kvf_why *why)
-{
-    int rc = need_u64(map, "ask", 0, UINT64_MAX, &n->ask, why);
-
-    if (rc > 0)
-        rc = need_id(map, "notice", &n->id, why);
-    if (rc > 0)
-        rc = need_u64(map, "claim", 0, UINT64_MAX, &n->claim, why);
-    if (rc > 0)
-        rc = need_id(map, "token", &n->token, why);
-    if (rc > 0)
-        rc = need_flag(map, "write", &n->write, why);
-    if (rc > 0)
-        rc = kvf_mp_bin(map, "data", 0, KVF_MAX_META, &n->data, &n->len, why);
-    return rc < 0 ? rc : 0;
-}
-
-static int read_retired(const msgpack_object *map, struct kvf_peer_retired *r,
-                        bool seen, struct kvf_why *why)
-{
-    int rc = need_id(map, "push", &r->push, why);
-
-    if (rc > 0)
-        rc = need_u64(map, "generation", 0, UINT64_MAX, &r->generation, why);
-    if (rc > 0 && !seen)
-        rc = need_u64(map, "reason", 0, KVF_PEER_REASONS - 1, &r->reason, why);
-    if (rc > 0 && !seen)
-        rc =
-            need_u64(map, "readers_done", 0, UINT64_MAX, &r->readers_done, why);
-    return rc < 0 ? rc : 0;
-}
-
-int kvf_peer_push_read(const msgpack_object *map, struct kvf_peer_msg *m,
-                       struct kvf_why *why)
-{
-    int rc;
-
     switch ((unsigned)m->head.type) {
     case KVF_PEER_WINDOW_ASK:
-        return read_window_ask(map, &m->u.window_ask, why);
+        read_window_ask(b, &m->u.window_ask);
+        break;
     case KVF_PEER_ROOM_ASK:
-        return read_room_ask(map, &m->u.room_ask, why);
+        read_room_ask(b, &m->u.room_ask);
+        break;
     case KVF_PEER_COMMIT:
-        return read_commit(map, &m->u.commit, why);
+        read_commit(b, &m->u.commit);
+        break;
     case KVF_PEER_NOTIFY:
-        return read_notify(map, &m->u.notify, why);
+        read_notify(b, &m->u.notify);
+        break;
     case KVF_PEER_APPLIED:
-        rc = need_u64(map, "ask", 0, UINT64_MAX, &m->u.applied.ask, why);
-        if (rc > 0)
-            rc = need_u64(map, "generation", 0, UINT64_MAX,
-                          &m->u.applied.generation, why);
-        return rc < 0 ? rc : 0;
-    case KVF_PEER_RETIRED:
-    case KVF_PEER_RETIRED_SEEN:
-        return read_retired(map, &m->u.retired,
-                            m->head.type == KVF_PEER_RETIRED_SEEN, why);
-    default:
-        return kvf_fail(why, KVF_INVALID, "unknown type");
+        kvf_body_u64(b, "ask", &m->u.applied.ask);
+        kvf_body_u64(b, "generation", &m->u.applied.generation);
+        break;
+    default: /* RETIRED, RETIRED_SEEN */
+        read_retired(b, &m->u.retired, m->head.type == KVF_PEER_RETIRED_SEEN);
     }
 }

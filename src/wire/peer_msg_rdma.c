@@ -3,7 +3,7 @@
  *
  * Failure modes: -KVF_INVALID and nothing else. Numbers are only bounded here;
  * whether they fit each other is the handshake's to say. */
-#include "wire/peer_msg_rdma.h"
+#include "wire/peer_body.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -75,17 +75,11 @@ void kvf_peer_rdma_put(struct kvf_mpw *w, const struct kvf_peer_msg *m)
         kvf_mpw_kv_u64(w, "region", m->u.rdma_keys.region);
         kvf_mpw_str(w, "keys");
         put_keys(w, m->u.rdma_keys.keys);
-    } else {
-        size_t len = strnlen(word->text, sizeof word->text - 1);
-
-        for (unsigned i = 0;
-             i < 3 && !kvf_utf8_valid(word->text, len) && len > 0; i++)
-            len--;
+    } else { /* RDMA_REFUSE, RDMA_CLOSE */
         kvf_mpw_map(w, 3);
         kvf_mpw_kv_u64(w, "id", word->id);
         kvf_mpw_kv_u64(w, "status", word->status);
-        kvf_mpw_str(w, "text");
-        kvf_mpw_strn(w, word->text, len);
+        kvf_body_put_text(w, "text", word->text, sizeof word->text);
     }
 }
 
@@ -109,19 +103,6 @@ unsigned kvf_peer_rdma_put_grant(struct kvf_mpw *w,
 
 /* ---- reading ------------------------------------------------------------ */
 
-static int u64(const msgpack_object *map, const char *key, uint64_t max,
-               uint64_t *out, struct kvf_why *why)
-{
-    int rc = kvf_mp_u64(map, key, 0, max, out, why);
-
-    return rc > 0 ? 0 : rc < 0 ? rc : kvf_mp_missing(why, key);
-}
-
-static int malformed(const char *key, unsigned i, struct kvf_why *why)
-{
-    return kvf_fail(why, KVF_INVALID, "field %s[%u]: malformed", key, i);
-}
-
 static bool item_u64(const msgpack_object *o, uint64_t max, uint64_t *out)
 {
     if (o->type != MSGPACK_OBJECT_POSITIVE_INTEGER || o->via.u64 > max)
@@ -144,185 +125,143 @@ static bool read_key(const msgpack_object *o, struct kvf_rdma_key *k)
     return true;
 }
 
-static int read_gids(const msgpack_object *map, struct kvf_rdma_end *e,
-                     struct kvf_why *why)
+static void read_gids(struct kvf_body *b, struct kvf_rdma_end *e)
 {
-    const msgpack_object *o;
-    int rc = kvf_mp_array(map, "gids", KVF_RDMA_GIDS, &o, why);
+    const msgpack_object_array *a = kvf_body_array(b, "gids", KVF_RDMA_GIDS);
 
-    if (rc <= 0)
-        return rc < 0 ? rc : kvf_mp_missing(why, "gids");
-    for (unsigned i = 0; i < o->via.array.size; i++) {
-        const msgpack_object *g = &o->via.array.ptr[i];
+    for (unsigned i = 0; a != NULL && i < a->size; i++) {
+        const msgpack_object *g = &a->ptr[i];
         const msgpack_object *v = g->via.array.ptr;
         uint64_t type;
 
         if (g->type != MSGPACK_OBJECT_ARRAY || g->via.array.size != 2 ||
             v[0].type != MSGPACK_OBJECT_BIN || v[0].via.bin.size != 16 ||
-            !item_u64(&v[1], KVF_RDMA_GID_ROCE_V2, &type))
-            return malformed("gids", i, why);
+            !item_u64(&v[1], KVF_RDMA_GID_ROCE_V2, &type)) {
+            kvf_body_bad_element(b, "gids", i);
+            return;
+        }
         memcpy(e->gid[i].raw, v[0].via.bin.ptr, 16);
         e->gid[i].type = (uint8_t)type;
     }
-    e->n_gid = o->via.array.size;
-    return 0;
+    if (a != NULL)
+        e->n_gid = a->size;
 }
 
-static int read_end(const msgpack_object *map, struct kvf_rdma_end *e,
-                    struct kvf_why *why)
+static void read_end(struct kvf_body *b, struct kvf_rdma_end *e)
 {
     uint64_t qpn = 0, psn = 0, layer = 0, lid = 0, mtu = 0, rd = 0;
-    int rc = u64(map, "qpn", 0xffffff, &qpn, why);
 
-    if (rc == 0)
-        rc = u64(map, "psn", 0xffffff, &psn, why);
-    if (rc == 0)
-        rc = u64(map, "link_layer", UINT8_MAX, &layer, why);
-    if (rc == 0)
-        rc = u64(map, "lid", UINT16_MAX, &lid, why);
-    if (rc == 0)
-        rc = u64(map, "mtu", 65536, &mtu, why);
-    if (rc == 0)
-        rc = u64(map, "rd_atomic", UINT8_MAX, &rd, why);
+    kvf_body_u64_in(b, "qpn", 0, 0xffffff, &qpn);
+    kvf_body_u64_in(b, "psn", 0, 0xffffff, &psn);
+    kvf_body_u64_in(b, "link_layer", 0, UINT8_MAX, &layer);
+    kvf_body_u64_in(b, "lid", 0, UINT16_MAX, &lid);
+    kvf_body_u64_in(b, "mtu", 0, 65536, &mtu);
+    kvf_body_u64_in(b, "rd_atomic", 0, UINT8_MAX, &rd);
     e->qpn = (uint32_t)qpn;
     e->psn = (uint32_t)psn;
     e->link_layer = (uint8_t)layer;
     e->lid = (uint16_t)lid;
     e->mtu = (uint32_t)mtu;
     e->rd_atomic = (uint32_t)rd;
-    return rc == 0 ? read_gids(map, e, why) : rc;
+    read_gids(b, e);
 }
 
-static int read_pool(const msgpack_object *map, struct kvf_rdma_accept *a,
-                     struct kvf_why *why)
+static void read_pool(struct kvf_body *b, struct kvf_rdma_accept *a)
 {
+    const msgpack_object_array *keys = kvf_body_array(b, "pool", KVF_RDMA_MRS);
     uint64_t sum = 0;
-    const msgpack_object *o;
-    int rc = kvf_mp_array(map, "pool", KVF_RDMA_MRS, &o, why);
 
-    if (rc <= 0)
-        return rc < 0 ? rc : kvf_mp_missing(why, "pool");
-    a->pool = calloc(o->via.array.size + 1u, sizeof *a->pool);
-    if (a->pool == NULL)
-        return kvf_fail(why, KVF_INTERNAL, "out of memory");
-    for (unsigned i = 0; i < o->via.array.size; i++) {
-        if (!read_key(&o->via.array.ptr[i], &a->pool[i]) ||
-            a->pool[i].length > INT64_MAX - sum)
-            return malformed("pool", i, why);
+    if (keys == NULL ||
+        (a->pool = kvf_body_elements(b, keys->size, sizeof *a->pool)) == NULL)
+        return;
+    for (unsigned i = 0; i < keys->size; i++) {
+        if (!read_key(&keys->ptr[i], &a->pool[i]) ||
+            a->pool[i].length > INT64_MAX - sum) {
+            kvf_body_bad_element(b, "pool", i);
+            return;
+        }
         sum += a->pool[i].length;
     }
-    a->n_pool = o->via.array.size;
-    return 0;
+    a->n_pool = keys->size;
 }
 
-static int read_accept(const msgpack_object *map, struct kvf_rdma_accept *a,
-                       struct kvf_why *why)
+static void read_accept(struct kvf_body *b, struct kvf_rdma_accept *a)
 {
     uint64_t gid = 0;
-    int rc = u64(map, "id", UINT64_MAX, &a->id, why);
 
-    if (rc == 0)
-        rc = read_end(map, &a->end, why);
-    if (rc == 0)
-        rc = u64(map, "your_gid", KVF_RDMA_GIDS, &gid, why);
+    kvf_body_u64(b, "id", &a->id);
+    read_end(b, &a->end);
+    kvf_body_u64_in(b, "your_gid", 0, KVF_RDMA_GIDS, &gid);
     a->your_gid = (uint32_t)gid;
-    return rc == 0 ? read_pool(map, a, why) : rc;
+    read_pool(b, a);
 }
 
-/* For people: cut, and without what cannot be printed. */
-static void read_text(const msgpack_object *map, char *out, size_t cap)
+/* [first, key, ...]: pieces of something of `size` bytes; [] is nothing, and
+ * NULL. `i`: for a message about the failure. */
+static struct kvf_rdma_keys *read_keys(struct kvf_body *b,
+                                       const msgpack_object_array *a,
+                                       unsigned i, uint64_t size)
 {
-    const msgpack_object *o = kvf_mp_get(map, "text");
-    size_t n;
-
-    out[0] = '\0';
-    if (o == NULL || o->type != MSGPACK_OBJECT_STR)
-        return;
-    n = o->via.str.size < cap - 1 ? o->via.str.size : cap - 1;
-    for (size_t i = 0; i < n; i++) {
-        char c = o->via.str.ptr[i];
-
-        out[i] = c >= ' ' && c < 0x7f ? c : '?';
-    }
-    out[n] = '\0';
-}
-
-static int read_word(const msgpack_object *map, struct kvf_rdma_word *word,
-                     struct kvf_why *why)
-{
-    uint64_t status = 0;
-    int rc = u64(map, "id", UINT64_MAX, &word->id, why);
-
-    if (rc == 0)
-        rc = u64(map, "status", KVF_STATUS_COUNT - 1, &status, why);
-    word->status = (uint32_t)status;
-    read_text(map, word->text, sizeof word->text);
-    return rc;
-}
-
-/* [first, key, ...]: pieces of something of `size` bytes; [] is nothing. */
-static int read_keys(const msgpack_object *o, unsigned i, uint64_t size,
-                     struct kvf_rdma_keys **out, struct kvf_why *why)
-{
-    const msgpack_object *v = o->via.array.ptr;
+    struct kvf_rdma_keys *keys;
+    unsigned n = a->size;
     uint64_t at;
-    unsigned n;
 
-    if (o->type != MSGPACK_OBJECT_ARRAY)
-        return malformed("keys", i, why);
-    n = o->via.array.size;
     if (n == 0)
-        return 0; /* not registered */
-    if (n - 1 > KVF_RDMA_SPACE_MRS || n < 2 || !item_u64(&v[0], size, &at))
-        return malformed("keys", i, why);
-    *out = calloc(1, sizeof **out + (n - 1) * sizeof(*out)->key[0]);
-    if (*out == NULL)
-        return kvf_fail(why, KVF_INTERNAL, "out of memory");
-    (*out)->first = at;
-    (*out)->n = n - 1;
+        return NULL; /* not registered */
+    if (n - 1 > KVF_RDMA_SPACE_MRS || n < 2 ||
+        !item_u64(&a->ptr[0], size, &at)) {
+        kvf_body_bad_element(b, "keys", i);
+        return NULL;
+    }
+    keys =
+        kvf_body_elements(b, 1, sizeof *keys + (n - 1) * sizeof keys->key[0]);
+    if (keys == NULL)
+        return NULL;
+    keys->first = at;
+    keys->n = n - 1;
     for (unsigned k = 0; k < n - 1; k++) {
-        struct kvf_rdma_key *key = &(*out)->key[k];
+        struct kvf_rdma_key *key = &keys->key[k];
 
-        if (!read_key(&v[k + 1], key) || key->length > (uint64_t)INT64_MAX - at)
-            return malformed("keys", i, why);
+        if (!read_key(&a->ptr[k + 1], key) ||
+            key->length > (uint64_t)INT64_MAX - at) {
+            kvf_body_bad_element(b, "keys", i);
+            break;
+        }
         at += key->length;
     }
-    return 0;
+    return keys;
 }
 
-static int read_region(const msgpack_object *map, struct kvf_peer_msg *m,
-                       struct kvf_why *why)
+static void read_region(struct kvf_body *b, struct kvf_peer_msg *m)
 {
-    const msgpack_object *o;
-    int rc = u64(map, "layout", UINT64_MAX, &m->u.rdma_keys.layout, why);
+    const msgpack_object_array *a;
 
-    if (rc == 0)
-        rc = u64(map, "region", UINT32_MAX, &m->u.rdma_keys.region, why);
-    if (rc == 0) {
-        rc = kvf_mp_array(map, "keys", KVF_RDMA_SPACE_MRS + 1, &o, why);
-        rc = rc > 0 ? 0 : rc < 0 ? rc : kvf_mp_missing(why, "keys");
+    kvf_body_u64(b, "layout", &m->u.rdma_keys.layout);
+    kvf_body_u64_in(b, "region", 0, UINT32_MAX, &m->u.rdma_keys.region);
+    a = kvf_body_array(b, "keys", KVF_RDMA_SPACE_MRS + 1);
+    if (a == NULL)
+        return;
+    m->u.rdma_keys.keys = read_keys(b, a, 0, INT64_MAX);
+    if (b->rc == 0 && m->u.rdma_keys.keys == NULL)
+        kvf_body_bad_element(b, "keys", 0);
+}
+
+void kvf_peer_rdma_read(struct kvf_body *b, struct kvf_peer_msg *m)
+{
+    struct kvf_rdma_word *word = &m->u.rdma_word;
+
+    if (m->head.type == KVF_PEER_RDMA_CONNECT) {
+        kvf_body_u64(b, "id", &m->u.rdma_connect.id);
+        read_end(b, &m->u.rdma_connect.end);
+    } else if (m->head.type == KVF_PEER_RDMA_ACCEPT) {
+        read_accept(b, &m->u.rdma_accept);
+    } else if (m->head.type == KVF_PEER_RDMA_KEYS) {
+        read_region(b, m);
+    } else { /* RDMA_REFUSE, RDMA_CLOSE */
+        kvf_body_u64(b, "id", &word->id);
+        kvf_body_status(b, KVF_OK, &word->status);
+        kvf_body_text(b, "text", word->text, sizeof word->text);
     }
-    if (rc == 0)
-        rc = read_keys(o, 0, INT64_MAX, &m->u.rdma_keys.keys, why);
-    if (rc == 0 && m->u.rdma_keys.keys == NULL)
-        rc = malformed("keys", 0, why);
-    return rc;
-}
-
-int kvf_peer_rdma_read(const msgpack_object *map, struct kvf_peer_msg *m,
-                       struct kvf_why *why)
-{
-    struct kvf_rdma_connect *c = &m->u.rdma_connect;
-    int rc;
-
-    if (m->head.type == KVF_PEER_RDMA_ACCEPT)
-        return read_accept(map, &m->u.rdma_accept, why);
-    if (m->head.type == KVF_PEER_RDMA_KEYS)
-        return read_region(map, m, why);
-    if (m->head.type != KVF_PEER_RDMA_CONNECT)
-        return read_word(map, &m->u.rdma_word, why);
-    rc = u64(map, "id", UINT64_MAX, &c->id, why);
-    return rc == 0 ? read_end(map, &c->end, why) : rc;
 }
 
 void kvf_peer_rdma_done(struct kvf_peer_msg *m)
@@ -360,36 +299,38 @@ static bool covered(const struct kvf_peer_grant *g)
     return g->n_segs > 0;
 }
 
-int kvf_peer_rdma_read_grant(const msgpack_object *map,
-                             struct kvf_peer_grant *g, struct kvf_why *why)
+/* One element a space. */
+static void read_grant_keys(struct kvf_body *b, struct kvf_peer_grant *g)
 {
-    const msgpack_object *o;
-    int rc = kvf_mp_bool(map, "rdma_soon", &g->rdma_soon, why);
+    const msgpack_object_array *a = kvf_body_array(b, "keys", KVF_PEER_SPACES);
 
-    if (rc >= 0)
-        rc = kvf_mp_bool(map, "rdma", &g->rdma, why);
-    if (rc < 0 || !g->rdma)
-        return rc < 0 ? rc : 0;
-    rc = kvf_mp_array(map, "keys", KVF_PEER_SPACES, &o, why);
-    if (rc < 0)
-        return rc;
-    if (rc > 0) {
-        if (o->via.array.size != g->n_spaces)
-            return kvf_fail(why, KVF_INVALID, "field keys: not one a space");
-        g->keys = calloc(g->n_spaces + 1u, sizeof *g->keys);
-        if (g->keys == NULL)
-            return kvf_fail(why, KVF_INTERNAL, "out of memory");
-        for (unsigned i = 0; i < g->n_spaces; i++) {
-            rc = read_keys(&o->via.array.ptr[i], i, g->spaces[i].size,
-                           &g->keys[i], why);
-            if (rc < 0)
-                return rc;
-        }
+    if (a == NULL)
+        return;
+    if (a->size != g->n_spaces) {
+        b->rc = kvf_fail(b->why, KVF_INVALID, "field keys: not one a space");
+        return;
     }
-    if (!covered(g))
-        return kvf_fail(why, KVF_INVALID,
-                        "a grant of rdma without keys for its segs");
-    return 0;
+    g->keys = kvf_body_elements(b, a->size, sizeof *g->keys);
+    for (unsigned i = 0; b->rc == 0 && i < a->size; i++) {
+        if (a->ptr[i].type == MSGPACK_OBJECT_ARRAY)
+            g->keys[i] =
+                read_keys(b, &a->ptr[i].via.array, i, g->spaces[i].size);
+        else
+            kvf_body_bad_element(b, "keys", i);
+    }
+}
+
+void kvf_peer_rdma_read_grant(struct kvf_body *b, struct kvf_peer_grant *g)
+{
+    kvf_body_flag_opt(b, "rdma_soon", &g->rdma_soon);
+    kvf_body_flag_opt(b, "rdma", &g->rdma);
+    if (b->rc < 0 || !g->rdma)
+        return;
+    if (kvf_mp_get(b->map, "keys") != NULL)
+        read_grant_keys(b, g);
+    if (b->rc == 0 && !covered(g))
+        b->rc = kvf_fail(b->why, KVF_INVALID,
+                         "a grant of rdma without keys for its segs");
 }
 
 void kvf_peer_rdma_grant_done(struct kvf_peer_grant *g)
