@@ -1,18 +1,8 @@
-/* alloc, free, register, unregister, and segments of requests -> memory. */
+/* alloc, free, unregister, and segments of requests -> memory. */
 #include "daemon/engine.h"
-
-#include "daemon/procwatch.h"
 
 #include <inttypes.h>
 #include <stdlib.h>
-#include <unistd.h>
-
-/* Sends what gives `id` to the client, or takes it back. */
-static void give(struct kvf_call *call, uint64_t id)
-{
-    if (kvf_reply_send(call->s, &call->to, NULL, 0, id) < 0)
-        kvf_undo(call->s, id);
-}
 
 void kvf_op_alloc(struct kvf_call *call)
 {
@@ -36,7 +26,8 @@ void kvf_op_alloc(struct kvf_call *call)
     kvf_reply_u64(s, "buffer", b->id);
     kvf_reply_u64(s, "offset", b->offset);
     kvf_reply_u64(s, "size", b->size);
-    give(call, b->id);
+    if (kvf_reply_send(s, &call->to, NULL, 0, b->id) < 0)
+        kvf_undo(s, b->id);
     kvf_event_pool(s);
 }
 
@@ -74,54 +65,6 @@ void kvf_op_free(struct kvf_call *call)
     else
         kvf_call_ok(call);
     kvf_event_pool(call->s);
-}
-
-static int add_region(struct kvf_server *s, struct kvf_session *ss, int fd,
-                      uint64_t size, struct kvf_region **out,
-                      struct kvf_why *why)
-{
-    struct kvf_mapping *map;
-    int mine, rc;
-
-    rc = kvf_proc_open_memory(s->broker, ss->pid, kvf_procwatch_fd(ss->watch),
-                              fd, ss->uid, size, &mine, why);
-    if (rc < 0)
-        return rc;
-    rc = kvf_map_fd(s->maps, mine, size, true, &map, why);
-    if (rc < 0) {
-        close(mine);
-        return rc;
-    }
-    if (map->dev == s->own_map->dev && map->ino == s->own_map->ino)
-        /* As a region the same bytes would have two owners, and a put of it
-         * could publish what the allocator gives away. */
-        rc = kvf_fail(why, KVF_DENIED,
-                      "that is the pool of this daemon: use alloc");
-    else
-        rc = kvf_region_add(s->buffers, map, size, ss, out, why);
-    if (rc < 0)
-        kvf_map_release(map);
-    return rc;
-}
-
-void kvf_op_register(struct kvf_call *call)
-{
-    struct kvf_server *s = call->s;
-    struct kvf_session *ss = kvf_call_memory(call);
-    struct kvf_region *r;
-    struct kvf_why why;
-
-    if (ss == NULL)
-        return;
-    if (add_region(s, ss, (int)call->req->u.reg.fd, call->req->u.reg.size, &r,
-                   &why) < 0) {
-        kvf_call_why(call, &why);
-        return;
-    }
-    kvf_list_push_back(&ss->regions, &r->owner_node);
-    kvf_reply_begin(s, &call->to, KVF_OK, NULL);
-    kvf_reply_u64(s, "region", r->id);
-    give(call, r->id);
 }
 
 void kvf_op_unregister(struct kvf_call *call)

@@ -142,7 +142,9 @@ static int build_loop(struct kvf_server *s, struct kvf_why *why)
     kvf_rng_seed(&s->rng, seed);
     kvf_drain_init(s);
     rc = kvf_resolver_create(s->reactor, &s->resolver, why);
-    return rc < 0 ? rc : kvf_procwatch_create(s->reactor, &s->procs, why);
+    if (rc == 0)
+        rc = kvf_procwatch_create(s->reactor, &s->procs, why);
+    return rc < 0 ? rc : kvf_asks_create(s, why);
 }
 
 /* Generations never repeat across starts: 2^20 of them a second would have to
@@ -505,6 +507,7 @@ static void settle(struct kvf_server *s)
 
 static void destroy_loop(struct kvf_server *s)
 {
+    kvf_asks_destroy(s->asks);
     kvf_procwatch_destroy(s->procs);
     if (s->resolver != NULL)
         kvf_resolver_destroy(s->resolver);

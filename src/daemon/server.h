@@ -19,6 +19,7 @@
 
 struct kvf_client;
 struct kvf_session;
+struct kvf_asks;
 struct kvf_procwatch;
 struct kvf_zchannel;
 struct kvf_undo_list;
@@ -71,6 +72,7 @@ struct kvf_server {
     struct kvf_blocks *blocks;
     struct kvf_resolver *resolver;
     struct kvf_procwatch *procs;
+    struct kvf_asks *asks; /* ops_register.c: questions to the fd broker */
     struct kvf_transport *shm, *tcp; /* tcp: NULL when not configured */
     struct kvf_transport *rdma;      /* NULL: not configured, or no device */
     bool shm_on;                     /* shm with peers */
@@ -137,6 +139,13 @@ void kvf_drain_init(struct kvf_server *s);
  * then ends the loop. A second call can only shorten it. */
 void kvf_drain_begin(struct kvf_server *s, uint64_t timeout_ms,
                      const char *cause);
+
+/* ---- ops_register.c ------------------------------------------------------ */
+
+/* s->asks. Listens to the fd broker, when there is one. */
+int kvf_asks_create(struct kvf_server *s, struct kvf_why *why);
+/* Nothing may be pending. NULL is fine. */
+void kvf_asks_destroy(struct kvf_asks *a);
 
 /* ---- signals.c ---------------------------------------------------------- */
 

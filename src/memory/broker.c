@@ -5,14 +5,14 @@
  * after kill -9 of the daemon.
  *
  * Failure modes: the link cannot be opened (its errno goes back); a broker that
- * is slow or dead costs the daemon one bounded wait and a refusal. */
+ * is slow or dead makes nobody wait here: there is no answer then, or an end.
+ */
 #include "memory/broker.h"
 #include "memory/proc.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/capability.h>
-#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -20,7 +20,6 @@
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
-#include <time.h>
 #include <unistd.h>
 
 #define NAME "kvferryd-fd"
@@ -225,22 +224,23 @@ int kvf_broker_start(int *broker, pid_t *pid, struct kvf_why *why)
 
 /* ---- the daemon's side -------------------------------------------------- */
 
-static uint64_t now_ns(void)
+int kvf_broker_ask(int broker, uint64_t tag, pid_t pid, int fd)
 {
-    struct timespec t;
+    struct kvf_broker_request req = {tag, pid, fd};
 
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+    if (send(broker, &req, sizeof req, MSG_NOSIGNAL | MSG_DONTWAIT) < 0)
+        return -errno;
+    return 0;
 }
 
-/* One reply, if there is one: 0 and *fd (or -1), or a negative errno. */
-static int take_reply(int broker, struct kvf_broker_reply *reply, int *fd)
+int kvf_broker_answer(int broker, uint64_t *tag, int *link)
 {
+    struct kvf_broker_reply reply;
     union {
         struct cmsghdr align;
         char buf[CMSG_SPACE(sizeof(int))];
     } control;
-    struct iovec iov = {reply, sizeof *reply};
+    struct iovec iov = {&reply, sizeof reply};
     struct msghdr msg = {.msg_iov = &iov,
                          .msg_iovlen = 1,
                          .msg_control = control.buf,
@@ -248,44 +248,16 @@ static int take_reply(int broker, struct kvf_broker_reply *reply, int *fd)
     struct cmsghdr *c;
     ssize_t n = recvmsg(broker, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
 
-    *fd = -1;
     if (n < 0)
-        return -errno;
-    if (n != (ssize_t)sizeof *reply)
+        return errno == EINTR ? -EAGAIN : -errno;
+    if (n != (ssize_t)sizeof reply)
         return -EPIPE;
+    *tag = reply.tag;
+    /* No error and no descriptor: the kernel could not install it. */
+    *link = reply.err != 0 ? -reply.err : -EMFILE;
     c = CMSG_FIRSTHDR(&msg);
     if (c != NULL && c->cmsg_level == SOL_SOCKET &&
-        c->cmsg_type == SCM_RIGHTS && c->cmsg_len == CMSG_LEN(sizeof *fd))
-        memcpy(fd, CMSG_DATA(c), sizeof *fd);
+        c->cmsg_type == SCM_RIGHTS && c->cmsg_len == CMSG_LEN(sizeof *link))
+        memcpy(link, CMSG_DATA(c), sizeof *link);
     return 0;
-}
-
-int kvf_broker_open(int broker, pid_t pid, int fd)
-{
-    struct kvf_broker_request req = {now_ns(), pid, fd};
-    uint64_t deadline = req.tag + KVF_BROKER_WAIT_MS * 1000000ull, now;
-
-    if (send(broker, &req, sizeof req, MSG_NOSIGNAL | MSG_DONTWAIT) < 0)
-        return -errno;
-    while ((now = now_ns()) < deadline) {
-        struct pollfd pfd = {broker, POLLIN, 0};
-        struct kvf_broker_reply reply;
-        int got, rc;
-
-        if (poll(&pfd, 1, (int)((deadline - now + 999999) / 1000000)) <= 0)
-            continue;
-        rc = take_reply(broker, &reply, &got);
-        if (rc == -EAGAIN || rc == -EINTR)
-            continue;
-        if (rc != 0)
-            return rc;
-        if (reply.tag == req.tag) {
-            if (got < 0 && reply.err == 0)
-                return -EMFILE; /* the kernel could not install it */
-            return got >= 0 ? got : -reply.err;
-        }
-        if (got >= 0)
-            close(got);
-    }
-    return -ETIMEDOUT;
 }

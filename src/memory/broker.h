@@ -1,4 +1,6 @@
-/* The question that proc.c puts to the fd broker (inside this folder only). */
+/* The questions that the daemon puts to the fd broker (proc.h). Neither call
+ * waits: the broker's socket turns readable when an answer, or its end, is
+ * there. */
 #ifndef KVF_MEMORY_BROKER_H
 #define KVF_MEMORY_BROKER_H
 
@@ -16,13 +18,13 @@ struct kvf_broker_reply {
     int32_t pad;
 };
 
-/* The loop stands still for so long at worst. On a machine with four busy
- * programs 200 were once too few. */
-#define KVF_BROKER_WAIT_MS 500
-
-/* O_PATH fd (close-on-exec) of /proc/<pid>/fd/<fd>, or a negative errno
- * (-ETIMEDOUT when the broker is silent, -EPIPE or
- * -ECONNRESET when it is gone). Waits at most
- * KVF_BROKER_WAIT_MS. */
-int kvf_broker_open(int broker, pid_t pid, int fd);
+/* Asks for /proc/<pid>/fd/<fd>. 0, or a negative errno: nothing was asked
+ * (-EAGAIN: it has not read what was asked before; -EPIPE, -ECONNRESET: it is
+ * gone). */
+int kvf_broker_ask(int broker, uint64_t tag, pid_t pid, int fd);
+/* Takes one answer. 0: the question with *tag has the answer *link, an O_PATH
+ * fd (close-on-exec, the caller's from now on) or a negative errno. Otherwise a
+ * negative errno: -EAGAIN, there is none now; another one, the broker is
+ * gone. */
+int kvf_broker_answer(int broker, uint64_t *tag, int *link);
 #endif

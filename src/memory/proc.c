@@ -7,8 +7,6 @@
  * here, or what it offers is not memory that is safe to map. */
 #include "memory/proc.h"
 
-#include "memory/broker.h"
-
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -153,8 +151,7 @@ bool kvf_proc_gone(int pidfd)
 
 /* ---- memory of a process ------------------------------------------------ */
 
-/* O_PATH fd of the link, directly or by the broker; or a negative errno. */
-static int open_link(int broker, pid_t pid, int fd)
+int kvf_proc_link(pid_t pid, int fd)
 {
     char path[64];
     int got;
@@ -163,11 +160,7 @@ static int open_link(int broker, pid_t pid, int fd)
         return -EBADF;
     snprintf(path, sizeof path, "/proc/%ld/fd/%d", (long)pid, fd);
     got = open(path, O_PATH | O_CLOEXEC);
-    if (got >= 0)
-        return got;
-    if ((errno == EACCES || errno == EPERM) && broker >= 0)
-        return kvf_broker_open(broker, pid, fd);
-    return -errno;
+    return got >= 0 ? got : -errno;
 }
 
 /* Looks before opening: opening a device or a pipe could have effects. */
@@ -217,22 +210,22 @@ static int check_memory(int fd, uint64_t size, struct kvf_why *why)
     return 0;
 }
 
-int kvf_proc_open_memory(int broker, pid_t pid, int pidfd, int fd, uid_t uid,
-                         uint64_t size, int *out, struct kvf_why *why)
+int kvf_proc_open_memory(int link, const struct kvf_proc_memory *m, int *out,
+                         struct kvf_why *why)
 {
-    int opath = open_link(broker, pid, fd), mem = -1, rc;
+    int mem = -1, rc;
 
-    if (opath < 0)
-        return kvf_fail(why, KVF_DENIED, "fd %d of process %ld: %s", fd,
-                        (long)pid, strerror(-opath));
-    rc = reopen(opath, uid, &mem, why);
-    close(opath);
+    if (link < 0)
+        return kvf_fail(why, KVF_DENIED, "fd %d of process %ld: %s", m->fd,
+                        (long)m->pid, strerror(-link));
+    rc = reopen(link, m->uid, &mem, why);
+    close(link);
     if (rc != 0)
         return rc;
-    rc = check_memory(mem, size, why);
+    rc = check_memory(mem, m->size, why);
     /* Last: while it lives, its pid was its own all the time. */
-    if (rc == 0 && kvf_proc_gone(pidfd))
-        rc = kvf_fail(why, KVF_DENIED, "process %ld has ended", (long)pid);
+    if (rc == 0 && kvf_proc_gone(m->pidfd))
+        rc = kvf_fail(why, KVF_DENIED, "process %ld has ended", (long)m->pid);
     if (rc != 0) {
         close(mem);
         return rc;

@@ -46,11 +46,24 @@ int kvf_broker_start(int *broker, pid_t *pid, struct kvf_why *why);
  * set where possible, then makes the process dumpable again. */
 int kvf_drop_capabilities(struct kvf_why *why);
 
-/* Opens memory that an engine registers: /proc/<pid>/fd/<n> with O_PATH
- * (directly, else by the broker, waiting at most 500 ms for it), checks that it
- * is a regular file of `uid`, reopens it read-write, checks F_SEAL_SHRINK and
- * size >= `size`, then that the process still lives (pidfd). Every refusal is
+/* Memory that an engine registers: descriptor `fd` of process `pid`. */
+struct kvf_proc_memory {
+    pid_t pid;
+    int pidfd; /* of the process: whether it still lives */
+    int fd;
+    uid_t uid; /* who must own the memory */
+    uint64_t size;
+};
+
+/* O_PATH fd (close-on-exec) of /proc/<pid>/fd/<fd>, or a negative errno.
+ * -EACCES and -EPERM: the process has capabilities that this one dropped; the
+ * broker may look (broker.h). */
+int kvf_proc_link(pid_t pid, int fd);
+/* Makes *out, a descriptor for reading and writing, from `link`: that O_PATH
+ * fd, which is closed in every case, or the negative errno that is the reason
+ * why there is none. Checks that it is a regular file of `uid`, F_SEAL_SHRINK
+ * and size >= `size`, then that the process still lives. Every refusal is
  * -KVF_DENIED with the reason. */
-int kvf_proc_open_memory(int broker, pid_t pid, int pidfd, int fd, uid_t uid,
-                         uint64_t size, int *out, struct kvf_why *why);
+int kvf_proc_open_memory(int link, const struct kvf_proc_memory *m, int *out,
+                         struct kvf_why *why);
 #endif

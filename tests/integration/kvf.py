@@ -124,6 +124,17 @@ class Daemon:
                 return pid
             pid = int(kids[0])
 
+    def broker(self):
+        """The pid of its broker, None when it has none."""
+        with open(f"/proc/{self.pid}/task/{self.pid}/children",
+                  encoding="utf-8") as f:
+            kids = f.read().split()
+        for pid in kids:
+            with open(f"/proc/{pid}/comm", encoding="utf-8") as f:
+                if f.read().strip() == "kvferryd-fd":
+                    return int(pid)
+        return None
+
     def restart(self, **kw):
         return self.start(**kw)
 

@@ -4,6 +4,7 @@ import fcntl
 import mmap
 import os
 import random
+import signal
 import tempfile
 
 import pytest
@@ -349,6 +350,71 @@ def test_registering_leaves_no_fd_behind(daemon, engine):
     for _ in range(60):
         once()
     until(lambda: daemon.fds() <= before + 40, "fds stay")
+
+
+# -- the helper that opens what the daemon may not ------------------------
+@pytest.fixture
+def broker(daemon):
+    """Stopped, so that a register waits for it."""
+    pid = daemon.broker()
+    if pid is None:
+        pytest.skip("no capabilities here, so the daemon needs no helper "
+                    "and has none")
+    os.kill(pid, signal.SIGSTOP)
+    yield pid
+    try:
+        os.kill(pid, signal.SIGCONT)
+    except ProcessLookupError:
+        pass
+
+
+def test_a_silent_helper_delays_nothing_but_the_register(daemon, engine,
+                                                         broker):
+    with Memfd(8192) as m:
+        waits = [engine.send("register", fd=m.fd, size=8192)
+                 for _ in range(3)]
+        engine.ok("ping")
+        assert engine.ok("cancel", target=waits[0])["cancelled"] == 1
+        assert engine.recv(waits[0]).status == "CANCELLED"
+        data = kvf.pattern(5000, 1)
+        engine.put("k", data)
+        assert engine.fetch("k") == data
+        assert not engine.replies, "a register was answered by nobody"
+        os.kill(broker, signal.SIGCONT)
+        for w in waits[1:]:
+            r = engine.recv(w)
+            assert r.status == "OK", dict(r)
+            engine.ok("unregister", region=r["region"])
+
+
+def test_a_register_that_waits_ends_with_its_session(daemon, broker):
+    gone = kvf.Engine(daemon.endpoint)
+    gone.send("register", fd=1, size=8192)
+    until(lambda: daemon.stats()["engines"]["pending"] == 1, "it waits")
+    gone.kill()
+    with Memfd(8192) as m:
+        other = daemon.engine()
+        until(lambda: daemon.stats()["engines"]["sessions"] == 1, "it ends")
+        w = other.send("register", fd=m.fd, size=8192)
+        os.kill(broker, signal.SIGCONT)
+        r = other.recv(w)
+        assert r.status == "OK", dict(r)
+        other.ok("unregister", region=r["region"])
+
+
+def test_a_helper_that_ended_refuses_and_harms_nothing_else(daemon, engine,
+                                                            broker):
+    with Memfd(8192) as m:
+        waits = [engine.send("register", fd=m.fd, size=8192)
+                 for _ in range(2)]
+        engine.ok("ping")
+        os.kill(broker, signal.SIGKILL)
+        for w in waits:
+            assert engine.recv(w).status == "DENIED"
+        engine.want("DENIED", "register", fd=m.fd, size=8192)
+    daemon.wait_log("kvferryd-fd has ended")
+    engine.put("k", b"x" * 5000)
+    assert engine.fetch("k") == b"x" * 5000
 
 
 def test_release_is_idempotent(engine):

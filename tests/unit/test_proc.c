@@ -151,13 +151,39 @@ static void a_name_cannot_lie(void **state)
     assert_int_equal(got, want);
 }
 
+/* Asks the broker and waits for its answer, as the loop does. */
+static int broker_open(int broker, pid_t pid, int fd)
+{
+    static uint64_t tag;
+    struct pollfd p = {broker, POLLIN, 0};
+    uint64_t got;
+    int link, rc = kvf_broker_ask(broker, ++tag, pid, fd);
+
+    if (rc != 0)
+        return rc;
+    if (poll(&p, 1, 20000) != 1)
+        return -ETIMEDOUT;
+    rc = kvf_broker_answer(broker, &got, &link);
+    return rc != 0 ? rc : got == tag ? link : -EPROTO;
+}
+
+static int open_memory(int broker, const struct kvf_proc_memory *m, int *out,
+                       struct kvf_why *why)
+{
+    int link = kvf_proc_link(m->pid, m->fd);
+
+    if (link == -EACCES && broker >= 0)
+        link = broker_open(broker, m->pid, m->fd);
+    return kvf_proc_open_memory(link, m, out, why);
+}
+
 /* Opens one offer; exits of children report with it, so no asserts. */
 static int try_memory(int broker, pid_t pid, int pidfd, int fd, uid_t uid,
                       uint64_t size, const char *reason)
 {
     struct kvf_why why = {0};
-    int out = -1, rc = kvf_proc_open_memory(broker, pid, pidfd, fd, uid, size,
-                                            &out, &why);
+    struct kvf_proc_memory m = {pid, pidfd, fd, uid, size};
+    int out = -1, rc = open_memory(broker, &m, &out, &why);
 
     if (rc == 0)
         close(out);
@@ -199,13 +225,12 @@ static void memory_of_a_process(void **state)
 {
     pid_t pid = start_engine();
     int pidfd = open_pidfd(pid), out = -1;
+    struct kvf_proc_memory m = {pid, pidfd, offers.good, geteuid(), SIZE};
     char *a, *b;
 
     (void)state;
     assert_int_equal(try_all(-1, pid, pidfd), 0);
-    assert_int_equal(kvf_proc_open_memory(-1, pid, pidfd, offers.good,
-                                          geteuid(), SIZE, &out, NULL),
-                     0);
+    assert_int_equal(open_memory(-1, &m, &out, NULL), 0);
     assert_true(fcntl(out, F_GETFD) & FD_CLOEXEC);
     a = mmap(NULL, SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, out, 0);
     b = mmap(NULL, SIZE, PROT_READ, MAP_SHARED, offers.good, 0);
@@ -306,10 +331,10 @@ static int daemon_without_capabilities(pid_t engine, int pidfd)
                      "Permission denied") == 0);
     CHECK(try_all(broker, engine, pidfd) == 0);
 
-    CHECK(kvf_broker_open(broker, 0, 0) == -EINVAL);
-    CHECK(kvf_broker_open(broker, engine, -5) == -EINVAL);
+    CHECK(broker_open(broker, 0, 0) == -EINVAL);
+    CHECK(broker_open(broker, engine, -5) == -EINVAL);
     CHECK(send(broker, "garbage", 7, MSG_NOSIGNAL) == 7);
-    fd = kvf_broker_open(broker, engine, offers.good);
+    fd = broker_open(broker, engine, offers.good);
     CHECK(fd >= 0 && (fcntl(fd, F_GETFL) & O_PATH));
     close(fd);
 
@@ -318,7 +343,7 @@ static int daemon_without_capabilities(pid_t engine, int pidfd)
     kill(pid, SIGTERM);
     kill(pid, SIGINT);
     kill(pid, SIGHUP);
-    fd = kvf_broker_open(broker, engine, offers.good);
+    fd = broker_open(broker, engine, offers.good);
     CHECK(fd >= 0);
     close(fd);
     close(broker); /* EOF */
@@ -371,7 +396,7 @@ static void broker_dies_with_the_daemon(void **state)
         int broker;
 
         if (kvf_broker_start(&broker, &pid, NULL) == 0 &&
-            kvf_broker_open(broker, getpid(), 0) >= -4095)
+            broker_open(broker, getpid(), 0) >= -4095)
             (void)!write(report[1], &pid, sizeof pid);
         close(witness[1]); /* now only a careless broker holds it */
         for (;;)
@@ -391,25 +416,35 @@ static void broker_dies_with_the_daemon(void **state)
     close(witness[0]);
 }
 
-/* A silent broker costs KVF_BROKER_WAIT_MS; its late answer fools nobody. */
+/* Nobody waits for a silent broker; its answers bear the tags of what was
+ * asked, its end shows. */
 static void silent_broker(void **state)
 {
     struct kvf_broker_request req;
     struct kvf_broker_reply late = {.err = ENOENT};
-    int sv[2], fd;
+    uint64_t tag = 0;
+    int sv[2], link, rc;
 
     (void)state;
     assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, sv),
                      0);
-    assert_int_equal(kvf_broker_open(sv[0], getpid(), 0), -ETIMEDOUT);
+    assert_int_equal(kvf_broker_answer(sv[0], &tag, &link), -EAGAIN);
+    assert_int_equal(kvf_broker_ask(sv[0], 7, getpid(), 0), 0);
+    assert_int_equal(kvf_broker_answer(sv[0], &tag, &link), -EAGAIN);
     assert_int_equal(recv(sv[1], &req, sizeof req, 0), sizeof req);
     late.tag = req.tag;
     assert_int_equal(send(sv[1], &late, sizeof late, 0), sizeof late);
-    fd = kvf_broker_open(sv[0], getpid(), 0);
-    assert_int_equal(fd, -ETIMEDOUT);
-    assert_int_equal(recv(sv[1], &req, sizeof req, 0), sizeof req);
+    assert_int_equal(kvf_broker_answer(sv[0], &tag, &link), 0);
+    assert_true(tag == 7 && link == -ENOENT);
+    do
+        rc = kvf_broker_ask(sv[0], ++tag, getpid(), 0);
+    while (rc == 0);
+    assert_int_equal(rc, -EAGAIN);
     close(sv[1]);
-    assert_int_equal(kvf_broker_open(sv[0], getpid(), 0), -EPIPE);
+    rc = kvf_broker_ask(sv[0], 8, getpid(), 0);
+    assert_true(rc == -EPIPE || rc == -ECONNRESET);
+    rc = kvf_broker_answer(sv[0], &tag, &link);
+    assert_true(rc == -EPIPE || rc == -ECONNRESET);
     close(sv[0]);
 }
 
