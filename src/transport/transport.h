@@ -184,7 +184,10 @@ struct kvf_transport_ops {
     int (*post)(struct kvf_link *link, struct kvf_transfer_op *op,
                 struct kvf_why *why);
     /* The op will complete with -KVF_CANCELLED (or as it was) as soon as
-     * nothing can touch its memory any more; always later, never inside. */
+     * nothing can touch its memory any more; always later, never inside. What
+     * was sent of a WRITE may still be applied at the owner while its claim
+     * lives, also after the answer to another op: who writes to that place
+     * again gives the claim back first and asks for a new one. */
     void (*cancel)(struct kvf_link *link, struct kvf_transfer_op *op);
     /* All posted ops complete with an error, later; link->impl is gone when
      * the call returns and no callback of the link is called again (ops' `done`

@@ -28,7 +28,7 @@ static int resolve(void *arg, void *session, uint64_t claim,
     r->resolves++;
     if (session != r || !kvf_id_equal(token, &(struct kvf_id){{1, 2, 3}}))
         return kvf_fail(why, KVF_DENIED, "token");
-    if (claim != CLAIM || r->refuse_after == 0)
+    if (claim != r->claim || r->refuse_after == 0)
         return kvf_fail(why, KVF_STALE, "claim");
     if (r->refuse_after > 0)
         r->refuse_after--;
@@ -42,7 +42,7 @@ static int resolve(void *arg, void *session, uint64_t claim,
         length -= len;
     }
     *n_iov = n;
-    *pin = r;
+    *pin = &r->claims[claim - CLAIM];
     r->pins++;
     return 0;
 }
@@ -51,7 +51,7 @@ static void unpin(void *arg, void *pin)
 {
     struct rig *r = arg;
 
-    assert_ptr_equal(pin, r);
+    assert_in_range((char *)pin - r->claims, 0, r->claim - CLAIM);
     r->pins--;
 }
 
@@ -59,8 +59,7 @@ static bool live(void *arg, void *pin)
 {
     const struct rig *r = arg;
 
-    assert_ptr_equal(pin, r);
-    return !r->taken_back;
+    return !r->taken_back && pin == &r->claims[r->claim - CLAIM];
 }
 
 /* Also ends in the middle of a range now and then. */
@@ -158,7 +157,8 @@ static void open_shm(struct rig *r)
 
 void rig_open(struct rig *r, enum rig_kind kind, uint64_t size)
 {
-    *r = (struct rig){.kind = kind, .size = size, .refuse_after = -1};
+    *r = (struct rig){
+        .kind = kind, .size = size, .refuse_after = -1, .claim = CLAIM};
     r->fds = rig_fds();
     r->piece = 70001;
     r->reactor = kvf_reactor_create(&r->stats, NULL);
@@ -222,6 +222,13 @@ int rig_link(struct rig *r, struct kvf_link *link)
     rc = kvf_link_open(r->t, link, &r->addr, NULL);
     r->inside = false;
     return rc;
+}
+
+void rig_claim_again(struct rig *r)
+{
+    r->claim++;
+    assert_true(r->claim - CLAIM < sizeof r->claims);
+    r->remote.claim = r->claim;
 }
 
 void rig_until(struct rig *r, const unsigned *flag, unsigned ms)

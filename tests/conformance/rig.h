@@ -47,6 +47,8 @@ struct rig {
     unsigned resolves;
     int refuse_after; /* resolves left until STALE; -1 = never */
     bool taken_back;  /* what is pinned is not live any more */
+    uint64_t claim;   /* that lives; CLAIM at first */
+    char claims[4];   /* what pins point to, by claim */
     uint64_t piece;   /* bytes of one piece that resolve gives */
     /* getter */
     struct kvf_transport *t;
@@ -89,6 +91,8 @@ void rig_register(struct rig *r, void *base, uint64_t size);
 void rig_unregister(struct rig *r, const void *base);
 /* Also checks pins and descriptors. */
 void rig_close(struct rig *r);
+/* The claim is given back and another one asked for. */
+void rig_claim_again(struct rig *r);
 int rig_link(struct rig *r, struct kvf_link *link);
 /* Turns the loop until *flag is not 0; fails the test after `ms`. */
 void rig_until(struct rig *r, const unsigned *flag, unsigned ms);

@@ -1,5 +1,5 @@
-/* What only tcp can go through: owners that refuse, lie, hang or go away, and
- * callers that are nobody's. */
+/* What only tcp can go through: owners that refuse or go away, and callers that
+ * are nobody's. */
 #include "rig.h"
 
 #include "wire/frame.h"
@@ -186,144 +186,6 @@ static void expelled(void **state)
         rig_close(&r);
     }
     assert_true(failed >= 3);
-}
-
-/* ---- a liar ------------------------------------------------------------- */
-
-enum lie { TAG, LENGTH, STATUS, GARBAGE, CLOSES, HANGS, MORE, SHORT, LIES };
-
-struct liar {
-    struct kvf_source src, conn;
-    struct kvf_reactor *reactor;
-    int fd, conn_fd;
-    uint16_t port;
-    enum lie lie;
-    uint8_t in[4096];
-    unsigned have;
-    bool told;
-};
-
-static void tell(struct liar *l)
-{
-    static uint8_t out[KVF_FRAME_RSP_LEN + 4096];
-    struct kvf_frame_req q;
-    struct kvf_frame_rsp a = {0};
-    size_t len = sizeof out;
-
-    assert_int_equal(kvf_frame_req_decode(&q, l->in + KVF_PREFACE_LEN, NULL),
-                     0);
-    assert_int_equal(q.length, 4096);
-    a.tag = q.tag + (l->lie == TAG);
-    a.length = q.length + (l->lie == LENGTH);
-    a.status = l->lie == STATUS ? 9999 : 0;
-    kvf_frame_rsp_encode(&a, out);
-    if (l->lie == GARBAGE)
-        memset(out, 0xee, sizeof out);
-    if (l->lie == SHORT)
-        len -= 100;
-    if (l->lie != HANGS && l->lie != CLOSES)
-        assert_int_equal(send(l->conn_fd, out, len, MSG_NOSIGNAL), len);
-    if (l->lie == MORE) {
-        send(l->conn_fd, out, sizeof out, MSG_NOSIGNAL);
-        return;
-    }
-    if (l->lie == SHORT || l->lie == CLOSES) {
-        kvf_source_remove(&l->conn);
-        close(l->conn_fd);
-        l->conn_fd = -1;
-    }
-}
-
-static void liar_reads(struct kvf_source *src, unsigned ready, unsigned budget)
-{
-    struct liar *l = kvf_container_of(src, struct liar, conn);
-    ssize_t n =
-        recv(l->conn_fd, l->in + l->have, sizeof l->in - l->have, MSG_DONTWAIT);
-
-    (void)ready;
-    (void)budget;
-    if (n == 0)
-        kvf_source_want(src, 0);
-    if (n <= 0)
-        return;
-    l->have += (unsigned)n;
-    if (l->have >= KVF_PREFACE_LEN + KVF_FRAME_REQ_LEN && !l->told) {
-        l->told = true;
-        tell(l);
-    }
-}
-
-static const struct kvf_source_ops liar_conn_ops = {.drain = liar_reads};
-
-static void liar_accepts(struct kvf_source *src, unsigned ready,
-                         unsigned budget)
-{
-    struct liar *l = kvf_container_of(src, struct liar, src);
-
-    (void)ready;
-    (void)budget;
-    if (l->conn_fd >= 0)
-        return;
-    l->conn_fd = accept(l->fd, NULL, NULL);
-    assert_int_equal(kvf_source_add(l->reactor, &l->conn, "liar",
-                                    &liar_conn_ops, l->conn_fd, KVF_WANT_READ,
-                                    NULL),
-                     0);
-}
-
-static const struct kvf_source_ops liar_ops = {.drain = liar_accepts};
-
-static void liar_open(struct liar *l, struct kvf_reactor *reactor, enum lie lie)
-{
-    struct sockaddr_in a = {.sin_family = AF_INET,
-                            .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-    socklen_t len = sizeof a;
-
-    *l = (struct liar){.lie = lie, .conn_fd = -1, .reactor = reactor};
-    l->fd = socket(AF_INET, SOCK_STREAM, 0);
-    assert_int_equal(bind(l->fd, (struct sockaddr *)&a, len), 0);
-    assert_int_equal(listen(l->fd, 4), 0);
-    getsockname(l->fd, (struct sockaddr *)&a, &len);
-    l->port = ntohs(a.sin_port);
-    assert_int_equal(kvf_source_add(reactor, &l->src, "liar", &liar_ops, l->fd,
-                                    KVF_WANT_READ, NULL),
-                     0);
-}
-
-static void liar_close(struct liar *l)
-{
-    kvf_source_remove(&l->src);
-    close(l->fd);
-    if (l->conn_fd >= 0) {
-        kvf_source_remove(&l->conn);
-        close(l->conn_fd);
-    }
-}
-
-static void liars(void **state)
-{
-    (void)state;
-    for (unsigned lie = 0; lie < LIES; lie++) {
-        struct rig r;
-        struct liar l;
-        struct pull p;
-
-        rig_open(&r, RIG_TCP, 4096);
-        kvf_link_close(&r.link);
-        liar_open(&l, r.reactor, (enum lie)lie);
-        r.addr.port = l.port;
-        assert_int_equal(rig_link(&r, &r.link), 0);
-        pull_init(&p, &r, false);
-        pull_start(&p, &r.link);
-        rig_until(&r, &p.calls, 3000);
-        assert_int_equal(p.status, lie == MORE ? 0 : -KVF_TRANSPORT);
-        rig_until(&r, &r.downs, 3000);
-        if (lie == HANGS)
-            assert_non_null(strstr(p.why.text, "no byte for 1000 ms"));
-        pull_end(&p);
-        liar_close(&l);
-        rig_close(&r);
-    }
 }
 
 /* ---- callers that are nobody's ------------------------------------------ */
@@ -557,7 +419,6 @@ int main(void)
         cmocka_unit_test(same_host),
         cmocka_unit_test(nobody_listens),
         cmocka_unit_test(expelled),
-        cmocka_unit_test(liars),
         cmocka_unit_test(strangers),
         cmocka_unit_test(taken_back_in_the_middle),
         cmocka_unit_test(many_requests_at_once),

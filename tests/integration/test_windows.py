@@ -332,6 +332,32 @@ def test_cancel_and_deadline(pair):
     pair.b.ok("free", buffer=src["buffer"])
 
 
+def test_a_cancel_over_tcp_waits_for_nobody(pair_of):
+    """Also where the owner stands still, and would count as down much later.
+    What lies in its sockets is no matter to the write that follows."""
+    p = pair_of(conf={"connector": {"protocol": "tcp",
+                                    "peer_timeout_ms": 120000}})
+    size = 16 * MIB
+    w = expose(p.a, "w", size)
+    old, new = p.b.filled(b"1" * size), p.b.filled(b"2" * size)
+    p.b.ok("write", to={"stage": 0}, window="w",
+           segments=[seg(old, length=MIB)])
+    p.src.stop()
+    try:
+        i = p.b.send("write", to={"stage": 0}, window="w",
+                     segments=[seg(old)])
+        until(lambda: p.dst.stats()["moves"]["moving"] == 1, "it moves")
+        p.b.ok("cancel", target=i)
+        assert p.b.recv(i).status == "CANCELLED"
+        p.b.fill(old, b"3" * size)  # ours again
+    finally:
+        p.src.cont()
+    p.b.ok("write", to={"stage": 0}, window="w", segments=[seg(new)])
+    assert p.a.peek(w) == b"2" * size
+    for b in (old, new):
+        p.b.ok("free", buffer=b["buffer"])
+
+
 def test_nobody_there(engine):
     src = engine.filled(b"x")
     engine.want("PEER_UNREACHABLE", "write",

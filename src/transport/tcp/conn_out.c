@@ -87,6 +87,7 @@ static void out_close(struct kvf_tcp_out *c)
     free(c->tx);
     c->tx = NULL;
     c->tx_cap = c->tx_len = c->tx_off = 0;
+    c->tx_rest = false;
 }
 
 void kvf_tcp_out_fail(struct kvf_tcp_out *c, const struct kvf_why *why)
@@ -289,10 +290,9 @@ int kvf_tcp_post(struct kvf_link *link, struct kvf_transfer_op *op,
     return 0;
 }
 
-/* A READ that was asked for: its bytes go to scratch from now on. A WRITE of
- * which something was sent ends with its answer, or with its connection: until
- * then its memory is read, and after that its bytes could still be applied
- * over those of a write that follows on another connection. */
+/* What was asked for goes its way without the op: the bytes of a READ to
+ * scratch, those of a WRITE that are not sent yet from a copy. The owner may
+ * still apply them, as long as the claim lives (transport.h). */
 void kvf_tcp_cancel(struct kvf_link *link, struct kvf_transfer_op *op)
 {
     struct kvf_tcp_out *c = op->priv;
@@ -303,8 +303,8 @@ void kvf_tcp_cancel(struct kvf_link *link, struct kvf_transfer_op *op)
 
         if (s->op != op)
             continue;
-        if (op->write)
-            return;
+        if (c->tx_op == op && !kvf_tcp_out_copy_rest(c))
+            return; /* it ends with its answer */
         s->op = NULL;
     }
     kvf_list_unlink(&op->node);

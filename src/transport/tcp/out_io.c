@@ -167,7 +167,7 @@ static int tx_room(struct kvf_tcp_out *c, const struct kvf_transfer_op *op)
 
     if (need <= c->tx_cap - c->tx_len)
         return 0;
-    if (c->tx_cap == KVF_TCP_TX_RUNS || op->n_runs == 0)
+    if (c->tx_cap >= KVF_TCP_TX_RUNS || op->n_runs == 0)
         return -KVF_BUSY;
     p = realloc(c->tx, KVF_TCP_TX_RUNS);
     if (p == NULL)
@@ -177,13 +177,57 @@ static int tx_room(struct kvf_tcp_out *c, const struct kvf_transfer_op *op)
     return tx_room(c, op);
 }
 
+bool kvf_tcp_out_copy_rest(struct kvf_tcp_out *c)
+{
+    const struct kvf_transfer_op *op = c->tx_op;
+    unsigned rest = (unsigned)(op->length - op->moved);
+    uint64_t skip = op->cur_iov_off;
+
+    if (rest > c->tx_cap - c->tx_len) {
+        uint8_t *p = realloc(c->tx, c->tx_len + rest);
+
+        if (p == NULL)
+            return false;
+        c->tx = p;
+        c->tx_cap = c->tx_len + rest;
+    }
+    for (unsigned i = op->cur_iov; i < op_pieces(op); i++, skip = 0) {
+        struct iovec v = op_piece(op, i);
+
+        memcpy(c->tx + c->tx_len, (const char *)v.iov_base + skip,
+               v.iov_len - skip);
+        c->tx_len += (unsigned)(v.iov_len - skip);
+    }
+    c->tx_op = NULL;
+    c->tx_rest = true;
+    return true;
+}
+
+/* All of it is in the socket; memory for the rest of a WRITE is not kept. */
+static void tx_empty(struct kvf_tcp_out *c)
+{
+    uint8_t *p;
+
+    c->tx_off = c->tx_len = 0;
+    c->tx_rest = false;
+    if (c->tx_cap <= KVF_TCP_TX_RUNS)
+        return;
+    p = realloc(c->tx, KVF_TCP_TX_RUNS);
+    if (p == NULL)
+        return;
+    c->tx = p;
+    c->tx_cap = KVF_TCP_TX_RUNS;
+}
+
 static void encode_requests(struct kvf_tcp_out *c)
 {
     struct kvf_list *n;
 
     if (c->tx_off == c->tx_len)
-        c->tx_off = c->tx_len = 0;
-    while (c->tx_op == NULL && c->slot_n < KVF_TCP_PIPE &&
+        tx_empty(c);
+    /* Nothing behind the rest of a cancelled WRITE: an owner that stands still
+     * would have them pile up. */
+    while (!c->tx_rest && c->tx_op == NULL && c->slot_n < KVF_TCP_PIPE &&
            (n = kvf_list_first(&c->unsent)) != NULL) {
         struct kvf_transfer_op *op =
             kvf_container_of(n, struct kvf_transfer_op, node);

@@ -91,6 +91,7 @@ struct kvf_tcp_out {
     uint8_t *tx; /* KVF_TCP_TX bytes, KVF_TCP_TX_RUNS once there were runs */
     unsigned tx_cap, tx_len, tx_off;
     struct kvf_transfer_op *tx_op;
+    bool tx_rest; /* the end of tx is what was left of a cancelled WRITE */
     bool tx_blocked;
     /* answers */
     struct kvf_tcp_slot slot[KVF_TCP_PIPE];
@@ -132,6 +133,9 @@ void kvf_tcp_op_end(struct kvf_tcp_out *c, struct kvf_transfer_op *op,
 void kvf_tcp_out_fail(struct kvf_tcp_out *c, const struct kvf_why *why);
 /* Sends what the socket takes. False: the connection has failed. */
 bool kvf_tcp_out_send(struct kvf_tcp_out *c);
+/* What is left to send of tx_op is copied behind the requests in tx: the owner
+ * counts on it, and the op's memory is not read any more. False: no memory. */
+bool kvf_tcp_out_copy_rest(struct kvf_tcp_out *c);
 
 /* ---- owner's side ------------------------------------------------------- */
 
