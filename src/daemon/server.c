@@ -485,6 +485,17 @@ int kvf_server_run(struct kvf_server *s)
 
 /* ---- teardown, in reverse ----------------------------------------------- */
 
+/* Who pulls from us learns it from us, not from our silence. */
+static void leave_peers(struct kvf_server *s)
+{
+    uint64_t end = kvf_sched_clock(s->sched) + LAST_REPLIES_MS * KVF_NS_PER_MS;
+
+    kvf_peers_leave(s->peers);
+    while (kvf_peers_unheard(s->peers) > 0 && kvf_sched_clock(s->sched) < end)
+        if (kvf_reactor_once(s->reactor, 10 * KVF_NS_PER_MS, NULL) < 0)
+            break;
+}
+
 /* Every request is answered before its parts go. */
 static void settle(struct kvf_server *s)
 {
@@ -535,8 +546,10 @@ void kvf_server_destroy(struct kvf_server *s)
 {
     if (s == NULL)
         return;
-    if (s->gets != NULL && s->engine != NULL)
+    if (s->gets != NULL && s->engine != NULL) {
         settle(s);
+        leave_peers(s);
+    }
     if (s->ready_path != NULL && s->engine != NULL)
         unlink(s->ready_path);
     kvf_zsock_close(s->engine, LAST_REPLIES_MS);

@@ -130,7 +130,8 @@ void kvf_guest_down(struct kvf_guest *g, const char *reason)
     g->n_ended = 0;
     unbind_rid(g);
     ps->env.stats->peer_down++;
-    kvf_log(KVF_LOG_WARN, "KVF PEER", "%s down (getter): %s", g->name, reason);
+    kvf_log(ps->leaving ? KVF_LOG_INFO : KVF_LOG_WARN, "KVF PEER",
+            "%s down (getter): %s", g->name, reason);
     kvf_guest_drop_asks(g);
     kvf_told_clear(&g->told);
     kvf_told_clear(&g->told_keys);
@@ -189,16 +190,22 @@ void kvf_guest_settle(struct kvf_guest *g)
                       g->ps->env.sched->now_ns + SETTLE_NS);
 }
 
-void kvf_guest_free(struct kvf_guest *g, const char *reason)
+void kvf_guest_bye(struct kvf_guest *g, const char *reason)
 {
     struct kvf_peer_msg m;
 
+    if (!g->up)
+        return;
+    kvf_peers_head(g->ps, &m, KVF_PEER_BYE, &g->incarnation);
+    snprintf(m.u.bye.text, sizeof m.u.bye.text, "%s", reason);
+    kvf_guest_answer(g, &m, NULL, 0);
+}
+
+void kvf_guest_free(struct kvf_guest *g, const char *reason)
+{
     kvf_guest_drop_asks(g);
-    if (g->up) {
-        kvf_peers_head(g->ps, &m, KVF_PEER_BYE, &g->incarnation);
-        snprintf(m.u.bye.text, sizeof m.u.bye.text, "%s", reason);
-        kvf_guest_answer(g, &m, NULL, 0);
-    }
+    if (!g->ps->leaving)
+        kvf_guest_bye(g, reason);
     expel(g);
     /* Should it fail: the transport goes before the memory does. */
     (void)kvf_guest_rdma_expel(g);

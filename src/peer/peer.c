@@ -180,6 +180,8 @@ static void tell_users(struct kvf_peer *p, bool up)
     }
 }
 
+#define LAST_WORDS_MS 100
+
 static void hang_up(struct kvf_peer *p, unsigned flush_ms)
 {
     const struct kvf_channel *ch = &p->ps->env.channel;
@@ -440,6 +442,8 @@ static void dispatch(struct kvf_peer *p, struct kvf_peer_msg *m)
     case KVF_PEER_BYE:
         kvf_fail(&p->why, KVF_PEER_UNREACHABLE, "%s went away: %s", p->name,
                  m->u.bye.text);
+        kvf_peer_bye(p, "heard"); /* it keeps the connection so long */
+        hang_up(p, LAST_WORDS_MS);
         kvf_peer_gone(p);
         go_down(p, KVF_PEER_DOWN);
         break;
@@ -581,7 +585,7 @@ void kvf_peer_begin(struct kvf_peer *p)
 
 void kvf_peer_end(struct kvf_peer *p)
 {
-    hang_up(p, 100);
+    hang_up(p, LAST_WORDS_MS);
     kvf_peer_forget_layouts(p);
     close_tcp(p);
     kvf_peer_rdma_stop(p);

@@ -10,6 +10,17 @@
 #include <stdlib.h>
 #include <string.h>
 
+void kvf_peer_bye(struct kvf_peer *p, const char *text)
+{
+    struct kvf_peer_msg m;
+
+    if (p->state != KVF_PEER_UP || !kvf_list_empty(&p->outq))
+        return;
+    kvf_peers_head(p->ps, &m, KVF_PEER_BYE, &p->incarnation);
+    snprintf(m.u.bye.text, sizeof m.u.bye.text, "%s", text);
+    kvf_peer_send(p, &m);
+}
+
 void kvf_peer_free(struct kvf_peer *p)
 {
     struct kvf_peers *ps = p->ps;
@@ -20,13 +31,7 @@ void kvf_peer_free(struct kvf_peer *p)
     kvf_peer_lose_grants(p, true, &why);
     kvf_peer_drop_ends(p);
     kvf_peer_drop_watches(p);
-    if (p->state == KVF_PEER_UP && kvf_list_empty(&p->outq)) {
-        struct kvf_peer_msg m;
-
-        kvf_peers_head(ps, &m, KVF_PEER_BYE, &p->incarnation);
-        snprintf(m.u.bye.text, sizeof m.u.bye.text, "shutting down");
-        kvf_peer_send(p, &m);
-    }
+    kvf_peer_bye(p, "shutting down");
     kvf_peer_end(p);
     kvf_peer_await_end(p);
     kvf_list_for_each_safe (n, &p->users) {

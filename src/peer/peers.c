@@ -36,6 +36,26 @@ int kvf_peers_create(const struct kvf_peers_env *env, struct kvf_peers **out,
     return 0;
 }
 
+void kvf_peers_leave(struct kvf_peers *ps)
+{
+    struct kvf_guest *g, *next;
+
+    if (ps->leaving)
+        return;
+    ps->leaving = true;
+    HASH_ITER (hh, ps->guests, g, next)
+        kvf_guest_bye(g, "shutting down");
+}
+
+unsigned kvf_peers_unheard(const struct kvf_peers *ps)
+{
+    unsigned n = 0;
+
+    for (const struct kvf_guest *g = ps->guests; g != NULL; g = g->hh.next)
+        n += g->up;
+    return n;
+}
+
 void kvf_peers_destroy(struct kvf_peers *ps)
 {
     struct kvf_place *pl, *pl_next;
@@ -240,6 +260,8 @@ void kvf_peers_on_message(struct kvf_peers *ps, const void *rid, size_t rid_len,
         kvf_log_limited(&ps->log_bad, ps->env.sched->now_ns, KVF_LOG_WARN,
                         "KVF PEER", "unreadable message of %zu bytes: %s", len,
                         why.text);
+    } else if (ps->leaving && m.head.type != KVF_PEER_BYE) {
+        /* A new session would end without a word. */
     } else if (m.head.type == KVF_PEER_HELLO) {
         kvf_guest_hello(ps, rid, rid_len, &m);
     } else {

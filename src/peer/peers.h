@@ -96,8 +96,15 @@ struct kvf_peers_env {
 /* env is copied. */
 int kvf_peers_create(const struct kvf_peers_env *env, struct kvf_peers **out,
                      struct kvf_why *why);
-/* Says BYE to everybody, ends all claims and asks (asks answered
- * SHUTTING_DOWN), frees everything. */
+/* Says BYE to getters and hears nothing more from them but the BYE that they
+ * answer with. A connection that is closed right behind a message may take the
+ * message along, so who leaves in order waits, bounded, for kvf_peers_unheard
+ * to become 0. */
+void kvf_peers_leave(struct kvf_peers *ps);
+/* Getters that have not answered yet. */
+unsigned kvf_peers_unheard(const struct kvf_peers *ps);
+/* Says BYE to everybody who was not told, ends all claims and asks (asks
+ * answered SHUTTING_DOWN), frees everything. */
 void kvf_peers_destroy(struct kvf_peers *ps);
 
 /* Admission of what comes from a stage, pulls and pushes alike. */

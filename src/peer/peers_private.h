@@ -192,6 +192,7 @@ struct kvf_peers {
     struct kvf_peer_gone gone[KVF_GONE_MAX];
     unsigned n_gone;
     struct kvf_log_limit log_bad, log_refused;
+    bool leaving; /* BYE is said; from getters only theirs is heard */
     bool closing;
 };
 
@@ -250,6 +251,8 @@ void kvf_peer_await_end(struct kvf_peer *p);
 void kvf_peer_await_tell(struct kvf_peer *p, bool up);
 /* peer_table.c */
 void kvf_peer_free(struct kvf_peer *p);
+/* Says BYE to a peer that is up and takes messages. */
+void kvf_peer_bye(struct kvf_peer *p, const char *text);
 /* grant.c */
 void kvf_peer_on_grant(struct kvf_peer *p, struct kvf_peer_msg *m);
 void kvf_peer_on_ended(struct kvf_peer *p, uint64_t claim);
@@ -339,6 +342,8 @@ struct kvf_ask *kvf_peer_find_ask(struct kvf_peer *p, uint64_t id);
 void kvf_peer_ask_over(struct kvf_ask *a);
 /* guest.c */
 void kvf_guest_free(struct kvf_guest *g, const char *reason);
+/* Says BYE to a guest that is up. */
+void kvf_guest_bye(struct kvf_guest *g, const char *reason);
 void kvf_guest_down(struct kvf_guest *g, const char *reason);
 struct kvf_guest *kvf_guest_by_rid(struct kvf_peers *ps, const void *rid,
                                    size_t len);
