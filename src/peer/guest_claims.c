@@ -77,6 +77,7 @@ void kvf_guest_claim_end(struct kvf_claim *c, bool done)
 
     if (c->eager)
         g->eager_bytes -= c->gen->size;
+    g->meta_bytes -= c->gen->meta_len; /* publications have none */
     c->holder_data = NULL;
     kvf_list_unlink(&c->holder_node);
     if (done)
@@ -315,6 +316,8 @@ static const void *gather(const struct kvf_claim *c, void **scratch)
 /* A getter that does not read leaves what it was sent in libzmq's queue: past
  * this, bytes go the way of large payloads, where the reader sets the pace. */
 #define EAGER_OUT_MAX (64u << 20)
+/* `meta` has no other way. What is granted past this is told to come later. */
+#define META_OUT_MAX (128u << 20)
 
 static bool room_for_eager(const struct kvf_guest *g,
                            const struct kvf_guest_ask *a, uint64_t size)
@@ -323,6 +326,20 @@ static bool room_for_eager(const struct kvf_guest *g,
 
     return !other_way || g->eager_bytes == 0 ||
            g->eager_bytes + size <= EAGER_OUT_MAX;
+}
+
+/* False: it was answered already. */
+static bool take_meta_room(struct kvf_guest *g, const struct kvf_guest_ask *a,
+                           struct kvf_claim *c)
+{
+    g->meta_bytes += c->gen->meta_len;
+    if (g->meta_bytes == c->gen->meta_len || g->meta_bytes <= META_OUT_MAX)
+        return true;
+    kvf_guest_claim_end(c, false);
+    kvf_guest_say_no(g, a->id, KVF_BUSY,
+                     "the `meta` of what you hold here fills 128 MiB: end some "
+                     "of your claims first");
+    return false;
 }
 
 /* Which way the bytes may go. False: it was answered already. */
@@ -366,7 +383,7 @@ static void grant(struct kvf_guest *g, const struct kvf_guest_ask *a,
     c->holder = g;
     c->holder_data = NULL;
     kvf_list_push_back(&g->claims, &c->holder_node);
-    if (!choose_way(g, a, c))
+    if (!take_meta_room(g, a, c) || !choose_way(g, a, c))
         return;
     kvf_peers_head(ps, &m, KVF_PEER_GRANT, &g->incarnation);
     m.u.grant.ask = a->id;

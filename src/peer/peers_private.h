@@ -165,6 +165,7 @@ struct kvf_guest {
     struct kvf_mapping *pool_map; /* proves that we may believe its pid */
     struct kvf_proc_watch *watch;
     uint64_t eager_bytes;  /* sent in GRANTs that were not ended yet */
+    uint64_t meta_bytes;   /* likewise */
     UT_hash_handle hh;     /* by link and incarnation */
     UT_hash_handle hh_rid; /* by rid */
 };

@@ -21,7 +21,7 @@ WINDOW_ASK, ROOM_ASK, COMMIT, NOTIFY, APPLIED, RETIRED, RETIRED_SEEN = \
 TOKEN = b"t" * 16
 SECRET = b"s" * 32
 ZERO = bytes(16)
-STALE = 11  # include/kvferry/status.h
+STALE, BUSY = 11, 14  # include/kvferry/status.h
 
 
 def start_of(pid):

@@ -7,7 +7,7 @@ import zmq
 
 import kvf
 from kvf import MIB, until
-from kvf_peer import (ABORT, DENY, DONE, ENDED, GRANT, PING, REVOKED, STALE,
+from kvf_peer import (ABORT, BUSY, DENY, DONE, ENDED, GRANT, PING, REVOKED, STALE,
                       TOKEN, UNMAPPED, ZERO, Getter, Owner, sleeper, start_of)
 
 
@@ -290,6 +290,29 @@ def test_eager_bytes_that_are_not_read_are_bounded(daemon, getter):
     g.send(DONE, claim=eager[0]["claim"], token=eager[0]["token"])
     assert g.claim("k", mode="inline", eager_max=65536)["eager"]
     assert not g.claim("k", mode="inline", eager_max=65536)["eager"]
+
+
+def test_meta_that_is_not_read_is_bounded(daemon, getter):
+    """Past 128 MiB in grants that were not ended the answer is BUSY, and the
+    reader that was claimed is free again."""
+    a = daemon.engine()
+    full = (128 << 20) // 65536
+    a.ok("put", b"x", key="k", readers=full + 1, meta=bytes(65536))
+    g = getter(daemon)
+    g.hello()
+    for _ in range(full + 20):
+        g.ask("k")
+    grants = []
+    for i in range(full + 20):
+        type_, body, _ = g.recv(GRANT, DENY)
+        if i < full:
+            assert type_ == GRANT and len(body.pop("meta")) == 65536
+        else:
+            assert type_ == DENY and body["status"] == BUSY
+        grants.append(body)
+    assert daemon.engine().fetch("k", mode="inline") == b"x"
+    g.send(ABORT, claim=grants[0]["claim"], token=grants[0]["token"])
+    g.claim("k")
 
 
 def test_many_incarnations_on_one_connection(daemon, getter):
