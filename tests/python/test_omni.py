@@ -187,6 +187,22 @@ def test_4_a_sender_that_is_not_there(make, connector, monkeypatch):
     assert r.health()["errors"] == 0
 
 
+def test_4_a_sender_that_comes_later(make, connector):
+    """The daemon goes on dialling it, so no second get has to wait for it."""
+    src = make(0)
+    there = {"source_host": src.peer_host, "source_port": src.peer_port}
+    src.conf["connector"]["zmq_port"] = src.peer_port - 100
+    src.terminate()
+    r = connector(make(1))
+    assert r.get("0", "1", "k", there) is None
+    src.restart()
+    connector(src).put("0", "1", "k", b"data")
+    data, size = kvf.until(lambda: r.get("0", "1", "k", there), "the data")
+    assert data.to_bytes() == b"data" and size == 4
+    data.release()
+    assert r.health()["errors"] == 0
+
+
 def test_4_a_daemon_that_is_away(ends):
     s, r = ends
     r.daemon.kill()
