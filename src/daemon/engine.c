@@ -197,14 +197,24 @@ static void handle(struct kvf_call *call, const struct envelope *e)
     kvf_req_done(req);
 }
 
-static void refuse_client(struct kvf_server *s, const struct kvf_zmsg *msg,
-                          const struct envelope *e)
+/* Answers it and remembers nothing of it. */
+static void refuse(struct kvf_server *s, const struct kvf_zmsg *msg,
+                   const struct envelope *e, enum kvf_status status,
+                   const char *text)
 {
     struct kvf_to to = {.rid = msg->part[0].data,
                         .rid_len = msg->part[0].size,
                         .delimiter = e->delimiter};
+    struct kvf_req req;
 
-    (void)kvf_reply_status(s, &to, KVF_BUSY, "too many clients at once");
+    (void)kvf_req_decode(&req, e->header.data, e->header.size, e->payload.data,
+                         e->payload.size, e->has_payload && !e->extra, NULL);
+    if (req.has_id) {
+        to.id = req.id;
+        to.id_len = req.id_len;
+    }
+    (void)kvf_reply_status(s, &to, status, text);
+    kvf_req_done(&req);
 }
 
 static void on_message(void *arg, const struct kvf_zmsg *msg)
@@ -219,10 +229,14 @@ static void on_message(void *arg, const struct kvf_zmsg *msg)
         return;
     s->stats.requests++;
     open_envelope(msg, &e);
+    if (s->leaving) {
+        refuse(s, msg, &e, KVF_SHUTTING_DOWN, "the daemon is shutting down");
+        return;
+    }
     c = kvf_client_of(s, msg->part[0].data, msg->part[0].size,
                       msg->peer_address != NULL ? msg->peer_address : "");
     if (c == NULL) {
-        refuse_client(s, msg, &e);
+        refuse(s, msg, &e, KVF_BUSY, "too many clients at once");
         return;
     }
     c->dealer = !e.delimiter;

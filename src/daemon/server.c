@@ -501,6 +501,7 @@ static void settle(struct kvf_server *s)
 {
     uint64_t end;
 
+    s->leaving = true;
     kvf_sessions_end_all(s, "the daemon is shutting down");
     kvf_clients_drop_all(s);
     kvf_gets_cancel_all(s->gets, KVF_SHUTTING_DOWN,

@@ -104,6 +104,7 @@ struct kvf_server {
     struct kvf_log_limit limit_malformed, limit_flood, limit_put;
 
     struct kvf_drain drain;
+    bool leaving; /* the loop has ended: no message makes anything new */
     int exit_code;
 };
 

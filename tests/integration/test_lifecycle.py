@@ -429,6 +429,23 @@ def test_clean_stop_leaves_no_socket_file(daemon):
     assert not os.path.exists(path)
 
 
+def test_what_comes_while_it_goes_away_makes_nothing_new(pair):
+    """A getter that stands still does not answer the daemon's BYE, so half a
+    second is left for requests that nobody can serve any more."""
+    pair.meet()
+    pair.dst.stop()
+    c = pair.src.client()
+    c.ok("ping")
+    pair.src.stop()
+    asked = [c.send("ping") for _ in range(700)] + [c.send("hello", version=1)]
+    pair.src.proc.send_signal(signal.SIGTERM)
+    pair.src.cont()
+    got = [c.recv(i).status for i in asked]
+    assert set(got) == {"OK", "SHUTTING_DOWN"} and got[-1] == "SHUTTING_DOWN"
+    assert pair.src.proc.wait(kvf.WAIT) == 0
+    pair.dst.cont()
+
+
 def test_sigusr1_and_sighup_do_no_harm(daemon, engine):
     daemon.proc.send_signal(signal.SIGUSR1)
     daemon.proc.send_signal(signal.SIGHUP)
