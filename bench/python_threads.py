@@ -13,7 +13,8 @@ own:
   NAME    the client of another checkout: --against NAME=DIR (with src/python)
 
 and the medians are printed, with the CPU time an operation took in the
-process, in both daemons, and their sum.
+process, in both daemons, and their sum, and how often a thread of the process
+slept for it.
 
   put   of an array, the key replaced each time
   get   of a key that is never used up, as a view, with its release
@@ -24,6 +25,7 @@ import ctypes
 import json
 import mmap
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -172,10 +174,14 @@ def contestant(kind, ends, n):
         what, size, seconds = line.split()
         data = np.ones(int(size), "uint8")
         work = [side.work(what, i, data) for i in range(n)]
-        cpu = time.process_time()
+        before = resource.getrusage(resource.RUSAGE_SELF)
         rate = run_threads(work, float(seconds))
-        cpu = time.process_time() - cpu
-        print(json.dumps({"rate": rate, "cpu": cpu}), flush=True)
+        after = resource.getrusage(resource.RUSAGE_SELF)
+        cpu, sleeps = (
+            sum(getattr(after, f) - getattr(before, f) for f in fields)
+            for fields in (("ru_utime", "ru_stime"), ("ru_nvcsw",)))
+        print(json.dumps({"rate": rate, "cpu": cpu, "sleeps": sleeps}),
+              flush=True)
     side.close()
 
 
@@ -264,12 +270,15 @@ def compare(sides, daemons, what, size, args):
                                   for g, b in zip(got, base))
         us = [statistics.median(g[k] / g["rate"] for g in got) * 1e6 /
               args.seconds for k in ("cpu", "daemons")]
+        sleeps = statistics.median(g["sleeps"] / g["rate"] for g in got) / \
+            args.seconds
         spread = [g["rate"] / b["rate"] for g, b in zip(got, base)]
         print(f"{what:4} {size:9} B {name:10} {rate:9.0f}/s "
               f"{rate * size / 1e9:6.2f} GB/s  {ratio:5.2f} of "
               f"{'C' if 'C' in rows else sides[0].name} "
               f"({min(spread):.2f} to {max(spread):.2f})  CPU us: "
-              f"{us[0]:.0f} + {us[1]:.0f} daemons = {sum(us):.0f}",
+              f"{us[0]:.0f} + {us[1]:.0f} daemons = {sum(us):.0f}, "
+              f"{sleeps:.1f} sleeps",
               flush=True)
 
 

@@ -12,7 +12,7 @@ import os
 import sys
 import threading
 from select import POLLIN
-from typing import (Any, Callable, Dict, List, Mapping, Optional, Sequence,
+from typing import (Any, Callable, Dict, List, Optional, Sequence,
                     Union)
 
 from . import blocks, ops

@@ -48,7 +48,6 @@ from .wire import (EVENTS as _EVENTS, NOBLOCK as _NOBLOCK, POLLIN as _POLLIN,
 
 _pack = msgpack.Packer(use_bin_type=True, autoreset=True)
 _engines: "weakref.WeakSet[Engine]" = weakref.WeakSet()
-_stuck: List[Any] = []  # contexts that cannot be ended: never collected
 
 
 class Engine:
@@ -515,10 +514,8 @@ class Engine:
         self.pool = None
         self.spares.give_back()
         self.maps.drop()
-        if self.lanes.shut():
-            self.ctx.term()
-        else:
-            _stuck.append(self.ctx)
+        self.lanes.shut()
+        self.ctx.term()
 
     def leave(self) -> None:
         """Says bye without waiting for an answer, and shuts. Lock held."""
@@ -559,6 +556,7 @@ def _after_fork() -> None:
         e.state = "closed"
         e.sock = e.mon = None
         e.calls, e.queue = {}, []
+        e.lanes.forget()
         e.lanes = Lanes(e)
 
 
