@@ -8,29 +8,23 @@
 #include "daemon/engine.h"
 #include "daemon/procwatch.h"
 #include "daemon/zchannel.h"
-#include "loop/accept_guard.h"
 #include "transport/shm.h"
 
 #include <errno.h>
 #include <fcntl.h>
-#include <malloc.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
 #include <time.h>
 #include <unistd.h>
 
 #define IDLE_MAPPINGS 64
-#define CONNECT_MS 2000
-#define GUEST_CONNS 4096
 #define LAST_REPLIES_MS 500
 #define GENERATION_EPOCH 1600000000
-#define HEAP_KEPT (256 << 20) /* bytes */
-#define HEAP_STEP (8 << 20)
 
-static bool has_protocol(const struct kvf_conf *c, enum kvf_protocol proto)
+bool kvf_server_speaks(const struct kvf_server *s, enum kvf_protocol proto)
 {
+    const struct kvf_conf *c = s->conf;
+
     for (unsigned i = 0; i < c->n_protocol; i++)
         if (c->protocol[i] == proto)
             return true;
@@ -52,73 +46,6 @@ int kvf_server_supports(const struct kvf_conf *conf, struct kvf_why *why)
                         "would be above 65535",
                         conf->zmq_port);
     return 0;
-}
-
-/* ---- the process -------------------------------------------------------- */
-
-static void raise_fd_limit(void)
-{
-    struct rlimit r;
-
-    if (getrlimit(RLIMIT_NOFILE, &r) == 0 && r.rlim_cur < r.rlim_max) {
-        r.rlim_cur = r.rlim_max;
-        (void)setrlimit(RLIMIT_NOFILE, &r);
-    }
-}
-
-/* A verbs device locks the pool once more, in its own count, and that needs the
- * limit once capabilities are gone. Refused: ibv_reg_mr will say so. */
-static void raise_lock_limit(void)
-{
-    struct rlimit r = {RLIM_INFINITY, RLIM_INFINITY};
-
-    if (setrlimit(RLIMIT_MEMLOCK, &r) == 0)
-        return;
-    if (getrlimit(RLIMIT_MEMLOCK, &r) == 0 && r.rlim_cur < r.rlim_max) {
-        r.rlim_cur = r.rlim_max;
-        (void)setrlimit(RLIMIT_MEMLOCK, &r);
-    }
-}
-
-/* Eager payloads pass through the heap as messages. Without this, a burst of
- * them grows the heap and gives it back each time, and every page of it is
- * faulted in again: more than the copies cost. */
-static void keep_heap(void)
-{
-    mallopt(M_TRIM_THRESHOLD, HEAP_KEPT);
-    mallopt(M_TOP_PAD, HEAP_STEP);
-    mallopt(M_MMAP_THRESHOLD, HEAP_STEP);
-}
-
-/* The pool is made before capabilities go (mlock may need them), the broker
- * keeps them, and no thread exists yet: capabilities belong to threads. */
-static int build_process(struct kvf_server *s, struct kvf_why *why)
-{
-    int rc;
-
-    signal(SIGPIPE, SIG_IGN);
-    raise_fd_limit();
-    if (has_protocol(s->conf, KVF_PROTO_RDMA))
-        raise_lock_limit();
-    keep_heap();
-    if (kvf_accept_guard_init() != 0)
-        return kvf_fail(why, KVF_INTERNAL, "no file descriptors: %s",
-                        strerror(errno));
-    rc = kvf_place_find(s, why);
-    if (rc == 0 && s->engine_ipc)
-        rc = kvf_lockfile_take(&s->lock, s->engine_endpoint + 6, why);
-    if (rc == 0) /* first, so that it does not carry the pool around */
-        rc = kvf_broker_start(&s->broker, &s->broker_pid, why);
-    if (rc == 0)
-        rc = kvf_segment_create(&s->segment, s->conf->memory_pool_size,
-                                &s->incarnation, why);
-    if (rc < 0)
-        return rc;
-    s->has_segment = true;
-    rc = kvf_drop_capabilities(why);
-    if (rc == 0)
-        rc = kvf_proc_start(getpid(), &s->proc_start, why);
-    return rc;
 }
 
 /* ---- loop, memory, store ------------------------------------------------ */
@@ -202,103 +129,19 @@ static int build_memory(struct kvf_server *s, struct kvf_why *why)
 
 /* ---- transports --------------------------------------------------------- */
 
-/* tcp is built before the peers that answer for its claims. */
-static int serve_resolve(void *arg, void *session, uint64_t claim,
-                         const struct kvf_id *token, bool write,
-                         uint64_t offset, uint64_t length, struct iovec *iov,
-                         unsigned *n_iov, void **pin, struct kvf_why *why)
-{
-    struct kvf_server *s = arg;
-
-    return kvf_guest_serve_ops.resolve(s->peers, session, claim, token, write,
-                                       offset, length, iov, n_iov, pin, why);
-}
-
-static void serve_unpin(void *arg, void *pin)
-{
-    struct kvf_server *s = arg;
-
-    kvf_guest_serve_ops.unpin(s->peers, pin);
-}
-
-static int serve_runs(void *arg, void *session, uint64_t claim,
-                      const struct kvf_id *token, bool write,
-                      const struct kvf_range *ranges, unsigned n_ranges,
-                      uint64_t skip, struct iovec *iov, unsigned *n_iov,
-                      void **pin, struct kvf_why *why)
-{
-    struct kvf_server *s = arg;
-
-    return kvf_guest_serve_ops.resolve_runs(s->peers, session, claim, token,
-                                            write, ranges, n_ranges, skip, iov,
-                                            n_iov, pin, why);
-}
-
-static bool serve_live(void *arg, void *pin)
-{
-    struct kvf_server *s = arg;
-
-    return kvf_guest_serve_ops.live(s->peers, pin);
-}
-
-static const struct kvf_serve_ops serve_ops = {.resolve = serve_resolve,
-                                               .unpin = serve_unpin,
-                                               .live = serve_live,
-                                               .resolve_runs = serve_runs};
-
-void kvf_server_tcp_conf(const struct kvf_server *s, struct kvf_tcp_conf *tc)
-{
-    *tc = (struct kvf_tcp_conf){
-        .streams = s->conf->tcp_streams,
-        .stream_min = s->conf->tcp_stream_min,
-        .chunk = s->conf->tcp_chunk,
-        .spin_us = s->conf->tcp_spin_us,
-        .connect_ms = CONNECT_MS,
-        .stall_ms = s->conf->peer_timeout_ms,
-        .max_conns = GUEST_CONNS,
-    };
-}
-
-static int build_tcp(struct kvf_server *s, struct kvf_why *why)
-{
-    struct kvf_tcp_conf tc;
-    int32_t port = s->conf->rpc_port;
-    int rc;
-
-    kvf_server_tcp_conf(s, &tc);
-    rc =
-        kvf_tcp_create(s->reactor, &tc, &serve_ops, s, &s->stats, &s->tcp, why);
-    if (rc < 0)
-        return rc;
-    return kvf_tcp_listen(s->tcp, s->bind_host,
-                          port == KVF_PORT_AUTO ? 0 : (uint16_t)port,
-                          &s->bulk_port, why);
-}
-
 static int build_transports(struct kvf_server *s, struct kvf_why *why)
 {
     int rc = kvf_shm_create(s->sched, &s->stats, &s->shm, why);
 
-    s->shm_on = has_protocol(s->conf, KVF_PROTO_SHM);
-    if (rc == 0 && has_protocol(s->conf, KVF_PROTO_TCP))
-        rc = build_tcp(s, why);
-    if (rc == 0 && has_protocol(s->conf, KVF_PROTO_RDMA))
+    s->shm_on = kvf_server_speaks(s, KVF_PROTO_SHM);
+    if (rc == 0 && kvf_server_speaks(s, KVF_PROTO_TCP))
+        rc = kvf_server_build_tcp(s, why);
+    if (rc == 0 && kvf_server_speaks(s, KVF_PROTO_RDMA))
         rc = kvf_server_build_rdma(s, why);
     return rc;
 }
 
 /* ---- peers, gets, engines ----------------------------------------------- */
-
-static int admit(void *ctx, const uint8_t *secret, void *session,
-                 struct kvf_why *why)
-{
-    return kvf_tcp_admit(ctx, secret, session, why);
-}
-
-static void expel(void *ctx, void *session)
-{
-    kvf_tcp_expel(ctx, session);
-}
 
 static void fill_peers_env(struct kvf_server *s, struct kvf_peers_env *env)
 {
@@ -317,19 +160,14 @@ static void fill_peers_env(struct kvf_server *s, struct kvf_peers_env *env)
         .proc = kvf_procwatch_ops,
         .proc_ctx = s->procs,
         .shm = s->shm_on ? s->shm : NULL,
-        .tcp = s->tcp,
         .rdma = s->rdma,
-        .bulk_port = s->bulk_port,
         .port = s->peer_port,
-        .admit = s->tcp != NULL ? admit : NULL,
-        .expel = s->tcp != NULL ? expel : NULL,
-        .admit_ctx = s->tcp,
         .on_peer = kvf_event_peer,
         .on_peer_arg = s,
         .on_written = kvf_event_written,
         .on_push_end = kvf_event_push_end,
     };
-    snprintf(env->bulk_host, sizeof env->bulk_host, "%s", s->bind_host);
+    kvf_server_tcp_for_peers(s, env);
     snprintf(env->host, sizeof env->host, "%s", s->host);
     if (s->shm_on) {
         snprintf(env->pool.path, sizeof env->pool.path, "%s", s->segment.path);
@@ -408,32 +246,36 @@ static int build_pulls(struct kvf_server *s, struct kvf_why *why)
     return kvf_pulls_create(&env, &s->pulls, why);
 }
 
+static int say_ready(struct kvf_server *s, struct kvf_why *why)
+{
+    kvf_place_warn(s);
+    return kvf_place_announce(s, why);
+}
+
+/* ---- the whole ---------------------------------------------------------- */
+
+typedef int build_step(struct kvf_server *s, struct kvf_why *why);
+
+static build_step *const steps[] = {
+    kvf_server_build_process,
+    build_loop,
+    build_memory,
+    build_transports,
+    build_peers,
+    build_gets,
+    build_moves,
+    build_pulls,
+    kvf_place_bind_engine,
+    kvf_signals_init,
+    say_ready,
+};
+
 static int build(struct kvf_server *s, struct kvf_why *why)
 {
-    int rc = build_process(s, why);
+    int rc = 0;
 
-    if (rc == 0)
-        rc = build_loop(s, why);
-    if (rc == 0)
-        rc = build_memory(s, why);
-    if (rc == 0)
-        rc = build_transports(s, why);
-    if (rc == 0)
-        rc = build_peers(s, why);
-    if (rc == 0)
-        rc = build_gets(s, why);
-    if (rc == 0)
-        rc = build_moves(s, why);
-    if (rc == 0)
-        rc = build_pulls(s, why);
-    if (rc == 0)
-        rc = kvf_place_bind_engine(s, why);
-    if (rc == 0)
-        rc = kvf_signals_init(s, why);
-    if (rc == 0) {
-        kvf_place_warn(s);
-        rc = kvf_place_announce(s, why);
-    }
+    for (size_t i = 0; rc == 0 && i < sizeof steps / sizeof steps[0]; i++)
+        rc = steps[i](s, why);
     return rc;
 }
 
@@ -499,16 +341,15 @@ static void leave_peers(struct kvf_server *s)
 /* Every request is answered before its parts go. */
 static void settle(struct kvf_server *s)
 {
+    static const char text[] = "the daemon is shutting down";
     uint64_t end;
 
     s->leaving = true;
-    kvf_sessions_end_all(s, "the daemon is shutting down");
+    kvf_sessions_end_all(s, text);
     kvf_clients_drop_all(s);
-    kvf_gets_cancel_all(s->gets, KVF_SHUTTING_DOWN,
-                        "the daemon is shutting down");
+    kvf_gets_cancel_all(s->gets, KVF_SHUTTING_DOWN, text);
     if (s->moves != NULL)
-        kvf_moves_cancel_all(s->moves, KVF_SHUTTING_DOWN,
-                             "the daemon is shutting down");
+        kvf_moves_cancel_all(s->moves, KVF_SHUTTING_DOWN, text);
     end = kvf_sched_clock(s->sched) + LAST_REPLIES_MS * KVF_NS_PER_MS;
     while ((kvf_gets_running(s->gets) > 0 || s->n_pending > 0 ||
             (s->moves != NULL && kvf_moves_running(s->moves) > 0)) &&

@@ -123,8 +123,22 @@ void kvf_server_destroy(struct kvf_server *s); /* NULL is fine */
  * with the reason, else 0. */
 int kvf_server_supports(const struct kvf_conf *conf, struct kvf_why *why);
 
+/* Is `proto` in [connector] protocol? */
+bool kvf_server_speaks(const struct kvf_server *s, enum kvf_protocol proto);
+
+/* ---- the parts that server.c has built by others ------------------------ */
+
+/* process.c: limits, heap, lock, broker, pool; at the end the process has no
+ * capabilities. Before any thread. May block while the pool is prepared. */
+int kvf_server_build_process(struct kvf_server *s, struct kvf_why *why);
+
+/* tcp.c: makes the transport and listens; fills tcp and bulk_port. */
+int kvf_server_build_tcp(struct kvf_server *s, struct kvf_why *why);
 /* What the tcp transport is to know of the configuration. */
 void kvf_server_tcp_conf(const struct kvf_server *s, struct kvf_tcp_conf *tc);
+/* Fills in what peers are to know of tcp, also when there is none. */
+void kvf_server_tcp_for_peers(const struct kvf_server *s,
+                              struct kvf_peers_env *env);
 
 /* rdma.c: opens the verbs device and registers the pool. Without a device
  * `auto` goes on (s->rdma NULL, logged once); a configuration that names rdma
@@ -172,7 +186,10 @@ const char *kvf_place_host_port(char *out, size_t cap, const char *host,
 void kvf_stats_write(struct kvf_server *s);
 /* Docs/METRICS.md. */
 void kvf_stats_write_markdown(FILE *out);
+unsigned kvf_count_fds(void); /* open descriptors of this process */
+
+/* ---- dump.c ------------------------------------------------------------- */
+
 /* Logs clients, sessions, keys, gets, peers, gauges (SIGUSR1). */
-void kvf_stats_dump(struct kvf_server *s);
-unsigned kvf_count_fds(void);
+void kvf_server_dump(struct kvf_server *s);
 #endif

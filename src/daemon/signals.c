@@ -91,7 +91,7 @@ static void on_hup(void *arg, int signo)
 static void on_usr1(void *arg, int signo)
 {
     (void)signo;
-    kvf_stats_dump(arg);
+    kvf_server_dump(arg);
 }
 
 int kvf_signals_init(struct kvf_server *s, struct kvf_why *why)
