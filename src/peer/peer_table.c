@@ -141,6 +141,18 @@ const struct kvf_worker *kvf_peer_worker(const struct kvf_peer *p)
     return p->known ? &p->worker : NULL;
 }
 
+int kvf_peer_check_worker(const struct kvf_peer *p,
+                          const struct kvf_worker *expect, struct kvf_why *why)
+{
+    if (!p->known || kvf_worker_equal(&p->worker, expect))
+        return 0;
+    return kvf_fail(
+        why, KVF_MISMATCH,
+        "the daemon at %s is worker " KVF_WORKER_FMT ", not " KVF_WORKER_FMT
+        ": check the port rule, [peer] sections and op `peer`",
+        p->addr, KVF_WORKER_ARG(&p->worker), KVF_WORKER_ARG(expect));
+}
+
 const struct kvf_id *kvf_peer_incarnation(const struct kvf_peer *p)
 {
     return p->known ? &p->incarnation : NULL;

@@ -181,6 +181,9 @@ enum kvf_peer_state kvf_peer_state(const struct kvf_peer *p);
 bool kvf_peer_was_up(const struct kvf_peer *p); /* ever had a session */
 /* Who it said it is; NULL before the first WELCOME. */
 const struct kvf_worker *kvf_peer_worker(const struct kvf_peer *p);
+/* -KVF_MISMATCH when it said that it is another worker; 0 while unknown. */
+int kvf_peer_check_worker(const struct kvf_peer *p,
+                          const struct kvf_worker *expect, struct kvf_why *why);
 /* Its incarnation; NULL before the first WELCOME. */
 const struct kvf_id *kvf_peer_incarnation(const struct kvf_peer *p);
 /* "0.2" or "host:port" while unknown; for logs. Static per peer. */

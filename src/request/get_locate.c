@@ -7,17 +7,11 @@
 
 static void check_worker_and_ask(struct kvf_get *g)
 {
-    const struct kvf_worker *w = kvf_peer_worker(g->peer);
+    struct kvf_why why;
 
     kvf_timer_cancel(g->gs->env.sched, &g->pause);
-    if (g->has_expect && w != NULL && !kvf_worker_equal(w, &g->expect)) {
-        kvf_get_because(g, KVF_MISMATCH,
-                        "the daemon at %s:%u is worker " KVF_WORKER_FMT
-                        ", not " KVF_WORKER_FMT
-                        ": check the port rule, [peer] sections and op `peer`",
-                        g->host, g->port, KVF_WORKER_ARG(w),
-                        KVF_WORKER_ARG(&g->expect));
-        kvf_get_feed(g, KVF_GET_EV_STOP);
+    if (g->has_expect && kvf_peer_check_worker(g->peer, &g->expect, &why) < 0) {
+        kvf_get_stop(g, &why);
         return;
     }
     if (g->mode == KVF_MODE_VIEW && !kvf_peer_has_shm(g->peer)) {

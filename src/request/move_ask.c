@@ -13,17 +13,11 @@
 
 static void check_worker_and_ask(struct kvf_move *m)
 {
-    const struct kvf_worker *w = kvf_peer_worker(m->peer);
+    struct kvf_why why;
 
     kvf_timer_cancel(m->ms->env.sched, &m->pause);
-    if (m->has_expect && w != NULL && !kvf_worker_equal(w, &m->expect)) {
-        kvf_move_because(m, KVF_MISMATCH,
-                         "the daemon at %s:%u is worker " KVF_WORKER_FMT
-                         ", not " KVF_WORKER_FMT
-                         ": check the port rule, [peer] sections and op `peer`",
-                         m->host, m->port, KVF_WORKER_ARG(w),
-                         KVF_WORKER_ARG(&m->expect));
-        kvf_move_feed(m, KVF_MOVE_EV_STOP);
+    if (m->has_expect && kvf_peer_check_worker(m->peer, &m->expect, &why) < 0) {
+        kvf_move_stop(m, &why);
         return;
     }
     kvf_move_feed(m, KVF_MOVE_EV_ASK);

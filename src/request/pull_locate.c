@@ -105,7 +105,6 @@ static void on_source_again(struct kvf_ask *a)
 void kvf_source_ask(struct kvf_pull_source *s)
 {
     struct kvf_pull *p = s->pull;
-    const struct kvf_worker *w = kvf_peer_worker(s->peer);
     struct kvf_peer_blocks_ask body = {
         .rank = (uint64_t)s->rank,
         .request_id = {p->request_id, p->request_len},
@@ -116,13 +115,7 @@ void kvf_source_ask(struct kvf_pull_source *s)
     struct kvf_why why;
 
     kvf_timer_cancel(p->ps->env.sched, &s->pause);
-    if (w != NULL && !kvf_worker_equal(w, &s->worker)) {
-        kvf_fail(&why, KVF_MISMATCH,
-                 "the daemon at %s:%u is worker " KVF_WORKER_FMT
-                 ", not " KVF_WORKER_FMT
-                 ": check the port rule, [peer] sections and op `peer`",
-                 s->host, s->port, KVF_WORKER_ARG(w),
-                 KVF_WORKER_ARG(&s->worker));
+    if (kvf_peer_check_worker(s->peer, &s->worker, &why) < 0) {
         kvf_pull_fail(p, &why);
         return;
     }
@@ -333,19 +326,12 @@ static void ask_layout(struct kvf_pull *p)
 
 static void entry_up(struct kvf_pull *p)
 {
-    const struct kvf_worker *w = kvf_peer_worker(p->peer);
     const struct kvf_id *now = kvf_peer_incarnation(p->peer);
     struct kvf_far *far;
     struct kvf_why why;
 
     kvf_timer_cancel(p->ps->env.sched, &p->pause);
-    if (p->has_expect && w != NULL && !kvf_worker_equal(w, &p->expect)) {
-        kvf_fail(&why, KVF_MISMATCH,
-                 "the daemon at %s:%u is worker " KVF_WORKER_FMT
-                 ", not " KVF_WORKER_FMT
-                 ": check the port rule, [peer] sections and op `peer`",
-                 p->host, p->port, KVF_WORKER_ARG(w),
-                 KVF_WORKER_ARG(&p->expect));
+    if (p->has_expect && kvf_peer_check_worker(p->peer, &p->expect, &why) < 0) {
         kvf_pull_fail(p, &why);
         return;
     }
