@@ -84,22 +84,14 @@ static int publish(struct kvf_server *s, struct kvf_client *c,
 
 static void pin(struct pending_put *p)
 {
-    for (unsigned i = 0; i < p->put.n_segs; i++) {
-        if (p->put.segs[i].buffer != NULL)
-            kvf_buffer_pin(p->put.segs[i].buffer);
-        else
-            kvf_region_pin(p->put.segs[i].region);
-    }
+    for (unsigned i = 0; i < p->put.n_segs; i++)
+        kvf_seg_pin(&p->put.segs[i]);
 }
 
 static void unpin(struct pending_put *p)
 {
-    for (unsigned i = 0; i < p->put.n_segs; i++) {
-        if (p->put.segs[i].buffer != NULL)
-            kvf_buffer_unpin(p->put.segs[i].buffer);
-        else
-            kvf_region_unpin(p->put.segs[i].region);
-    }
+    for (unsigned i = 0; i < p->put.n_segs; i++)
+        kvf_seg_unpin(&p->put.segs[i]);
 }
 
 static void finish_failed(struct pending_put *p, enum kvf_status status,

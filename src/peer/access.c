@@ -11,22 +11,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-static void pin_seg(const struct kvf_seg *s)
-{
-    if (s->buffer != NULL)
-        kvf_buffer_pin(s->buffer);
-    else
-        kvf_region_pin(s->region);
-}
-
-static void unpin_seg(const struct kvf_seg *s)
-{
-    if (s->buffer != NULL)
-        kvf_buffer_unpin(s->buffer);
-    else
-        kvf_region_unpin(s->region);
-}
-
 struct kvf_access *kvf_access_new(struct kvf_guest *g,
                                   const struct kvf_seg *seg, bool write,
                                   bool shm)
@@ -55,7 +39,7 @@ struct kvf_access *kvf_access_new(struct kvf_guest *g,
     kvf_list_init(&a->guest_node);
     kvf_list_init(&a->window_node);
     kvf_list_push_back(&g->accesses, &a->guest_node);
-    pin_seg(&a->seg);
+    kvf_seg_pin(&a->seg);
     return a;
 }
 
@@ -95,7 +79,7 @@ static void settle(struct kvf_access *a)
 
     if (!a->ended || a->io != 0)
         return;
-    unpin_seg(&a->seg);
+    kvf_seg_unpin(&a->seg);
     free(a);
     if (r != NULL)
         kvf_room_quiet(r);

@@ -294,25 +294,6 @@ static bool describe(const struct kvf_gen *gen, struct kvf_peer_grant *m)
     return true;
 }
 
-/* The payload as one piece: in place when it lies in one, else gathered. */
-static const void *gather(const struct kvf_claim *c, void **scratch)
-{
-    const struct kvf_gen *gen = c->gen;
-    uint8_t *p;
-
-    *scratch = NULL;
-    if (gen->n_segs == 1)
-        return kvf_seg_ptr(&gen->segs[0]);
-    p = *scratch = malloc(gen->size);
-    if (p == NULL)
-        return NULL;
-    for (unsigned i = 0; i < gen->n_segs; i++) {
-        memcpy(p, kvf_seg_ptr(&gen->segs[i]), gen->segs[i].length);
-        p += gen->segs[i].length;
-    }
-    return *scratch;
-}
-
 /* A getter that does not read leaves what it was sent in libzmq's queue: past
  * this, bytes go the way of large payloads, where the reader sets the pace. */
 #define EAGER_OUT_MAX (64u << 20)
@@ -397,7 +378,7 @@ static void grant(struct kvf_guest *g, const struct kvf_guest_ask *a,
     m.u.grant.checksum = gen->checksum;
     m.u.grant.eager = c->eager;
     if (c->eager)
-        payload = gather(c, &scratch);
+        payload = kvf_gen_bytes(gen, &scratch);
     else if ((c->shm || c->rdma) && !describe(gen, &m.u.grant))
         c->shm = c->rdma = false, m.u.grant.n_segs = m.u.grant.n_spaces = 0;
     if (c->rdma)

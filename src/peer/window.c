@@ -8,18 +8,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-static void pin_seg(const struct kvf_seg *s, bool pin)
-{
-    if (s->buffer != NULL && pin)
-        kvf_buffer_pin(s->buffer);
-    else if (s->buffer != NULL)
-        kvf_buffer_unpin(s->buffer);
-    else if (pin)
-        kvf_region_pin(s->region);
-    else
-        kvf_region_unpin(s->region);
-}
-
 static struct kvf_window *window_new(const struct kvf_window_spec *spec)
 {
     struct kvf_window *w = calloc(1, sizeof *w);
@@ -73,7 +61,7 @@ int kvf_window_add(struct kvf_peers *ps, const struct kvf_window_spec *spec,
         return kvf_fail(why, KVF_NO_SPACE, "out of memory for a window");
     }
     w->ps = ps;
-    pin_seg(&w->seg, true);
+    kvf_seg_pin(&w->seg);
     if (spec->owner_list != NULL)
         kvf_list_push_back(spec->owner_list, &w->owner_node);
     *out = w;
@@ -109,7 +97,7 @@ void kvf_window_close(struct kvf_window *w, const char *text)
     kvf_list_for_each_safe (n, &w->accesses)
         kvf_access_revoke(kvf_container_of(n, struct kvf_access, window_node),
                           text);
-    pin_seg(&w->seg, false);
+    kvf_seg_unpin(&w->seg);
     free(w->name);
     free(w);
 }

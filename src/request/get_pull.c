@@ -103,23 +103,17 @@ static enum kvf_mode resolve_mode(const struct kvf_get *g,
 /* A small payload of this daemon is one short copy: no transfer for it. */
 static const void *small_local(struct kvf_get *g, const struct kvf_grant *gr)
 {
-    const struct kvf_gen *gen;
-    uint8_t *p;
+    const void *bytes;
+    void *scratch;
 
     if (gr->local == NULL || gr->size > g->gs->env.conf->inline_max)
         return NULL;
-    gen = gr->local->gen;
-    if (gen->n_segs == 1)
-        return kvf_seg_ptr(&gen->segs[0]);
-    free(g->stash);
-    p = g->stash = malloc(gr->size);
-    if (p == NULL)
-        return NULL;
-    for (unsigned i = 0; i < gen->n_segs; i++) {
-        memcpy(p, kvf_seg_ptr(&gen->segs[i]), gen->segs[i].length);
-        p += gen->segs[i].length;
+    bytes = kvf_gen_bytes(gr->local->gen, &scratch);
+    if (scratch != NULL) {
+        free(g->stash);
+        g->stash = scratch;
     }
-    return g->stash;
+    return bytes;
 }
 
 static bool take_small(struct kvf_get *g, const void *bytes,

@@ -291,20 +291,16 @@ static void get_free(struct kvf_get *g)
     free(g);
 }
 
-static void pin_into(struct kvf_get *g, bool pin)
+static void pin_into(const struct kvf_get *g)
 {
-    for (unsigned i = 0; i < g->n_into; i++) {
-        struct kvf_seg *s = &g->into[i];
+    for (unsigned i = 0; i < g->n_into; i++)
+        kvf_seg_pin(&g->into[i]);
+}
 
-        if (pin && s->buffer != NULL)
-            kvf_buffer_pin(s->buffer);
-        else if (pin)
-            kvf_region_pin(s->region);
-        else if (s->buffer != NULL)
-            kvf_buffer_unpin(s->buffer);
-        else
-            kvf_region_unpin(s->region);
-    }
+static void unpin_into(const struct kvf_get *g)
+{
+    for (unsigned i = 0; i < g->n_into; i++)
+        kvf_seg_unpin(&g->into[i]);
 }
 
 /* True when a live generation of this daemon serves the request. */
@@ -373,7 +369,7 @@ int kvf_get_start(struct kvf_gets *gs, const struct kvf_get_params *p,
         get_free(g);
         return ret;
     }
-    pin_into(g, true);
+    pin_into(g);
     g->t_start = s->now_ns;
     g->deadline_ns = p->timeout_ms == 0
                          ? KVF_NEVER
@@ -398,7 +394,7 @@ void kvf_get_release(struct kvf_get *g)
     kvf_peer_leave(&g->user);
     kvf_edge_leave(&g->edge);
     kvf_get_pull_free(g);
-    pin_into(g, false);
+    unpin_into(g);
     kvf_list_unlink(&g->node);
     gs->running--;
     get_free(g);

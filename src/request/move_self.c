@@ -10,10 +10,7 @@ static void pin_room(struct kvf_move *m)
 {
     struct kvf_seg *s = &m->room;
 
-    if (s->buffer != NULL)
-        kvf_buffer_pin(s->buffer);
-    else
-        kvf_region_pin(s->region);
+    kvf_seg_pin(s);
     m->room_seg = (struct kvf_remote_seg){
         .map = s->region != NULL ? s->region->map : m->ms->env.own_map,
         .offset = s->offset,
@@ -154,16 +151,10 @@ void kvf_move_confirm_self(struct kvf_move *m)
 
 void kvf_move_leave_self(struct kvf_move *m)
 {
-    struct kvf_buffer *b = m->room.buffer;
-
     if (!m->has_room)
         return;
     m->has_room = false;
-    if (b == NULL) {
-        kvf_region_unpin(m->room.region);
-        return;
-    }
     if (m->kind == KVF_MOVE_PUSH) /* a window's buffer is its own */
-        kvf_buffer_retire(b);
-    kvf_buffer_unpin(b);
+        kvf_buffer_retire(m->room.buffer);
+    kvf_seg_unpin(&m->room);
 }

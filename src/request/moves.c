@@ -174,20 +174,16 @@ static void on_task(struct kvf_task *t)
 
 /* ---- start -------------------------------------------------------------- */
 
-static void pin_segs(struct kvf_move *m, bool pin)
+static void pin_segs(const struct kvf_move *m)
 {
-    for (unsigned i = 0; i < m->n_segs; i++) {
-        struct kvf_seg *s = &m->segs[i];
+    for (unsigned i = 0; i < m->n_segs; i++)
+        kvf_seg_pin(&m->segs[i]);
+}
 
-        if (pin && s->buffer != NULL)
-            kvf_buffer_pin(s->buffer);
-        else if (pin)
-            kvf_region_pin(s->region);
-        else if (s->buffer != NULL)
-            kvf_buffer_unpin(s->buffer);
-        else
-            kvf_region_unpin(s->region);
-    }
+static void unpin_segs(const struct kvf_move *m)
+{
+    for (unsigned i = 0; i < m->n_segs; i++)
+        kvf_seg_unpin(&m->segs[i]);
 }
 
 static void *copy_bytes(const void *p, size_t len)
@@ -347,7 +343,7 @@ int kvf_move_start(struct kvf_moves *ms, const struct kvf_move_params *p,
         move_free(m);
         return ret;
     }
-    pin_segs(m, true);
+    pin_segs(m);
     m->t_start = s->now_ns;
     kvf_timer_set(s, &m->deadline,
                   p->timeout_ms == 0
@@ -376,7 +372,7 @@ void kvf_move_release(struct kvf_move *m)
     kvf_move_leave_self(m);
     if (m->grant != NULL)
         kvf_grant_abort(m->grant);
-    pin_segs(m, false);
+    unpin_segs(m);
     kvf_list_unlink(&m->node);
     ms->running--;
     move_free(m);

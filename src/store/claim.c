@@ -9,14 +9,6 @@
 
 #include <stdlib.h>
 
-uint8_t *kvf_seg_ptr(const struct kvf_seg *seg)
-{
-    if (seg->buffer != NULL)
-        return kvf_buffer_ptr(seg->buffer) +
-               (seg->offset - seg->buffer->offset);
-    return seg->region->map->base + seg->offset;
-}
-
 static void pin(struct kvf_gen_private *p)
 {
     for (unsigned i = 0; i < p->n_bufs; i++)

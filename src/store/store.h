@@ -49,6 +49,9 @@ struct kvf_seg {
 };
 /* Where the bytes are mapped in this daemon. */
 uint8_t *kvf_seg_ptr(const struct kvf_seg *seg);
+/* Keeps its buffer or region while something may touch it. */
+void kvf_seg_pin(const struct kvf_seg *seg);
+void kvf_seg_unpin(const struct kvf_seg *seg);
 
 struct kvf_store_conf {
     uint32_t max_keys, max_tombstones, max_parked, max_claims;
@@ -127,6 +130,10 @@ struct kvf_gen {
     void *user;
     struct kvf_gen_private *priv;
 };
+/* The payload as one piece: in place when it lies in one (*scratch NULL), else
+ * gathered into *scratch, which the caller frees. NULL: out of memory. Copies
+ * up to gen->size bytes: for small payloads. */
+const void *kvf_gen_bytes(const struct kvf_gen *gen, void **scratch);
 
 /* ---- ask, claim --------------------------------------------------------- */
 
