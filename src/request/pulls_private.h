@@ -124,6 +124,13 @@ void kvf_pull_because(struct kvf_pull *p, enum kvf_status status,
 void kvf_pull_check_complete(struct kvf_pull *p);
 /* A source that was given up is quiet. */
 void kvf_pull_check_quiet(struct kvf_pull *p);
+/* Nothing moves, no claim is held, the engine has its reply. */
+void kvf_pull_free(struct kvf_pull *p);
+/* pull_reply.c */
+/* Every byte is in place, with the group's word if it has one. */
+void kvf_pull_finish(struct kvf_pull *p);
+/* Given up and quiet: p->status and p->text are the answer. */
+void kvf_pull_answer_failure(struct kvf_pull *p);
 /* pull_locate.c */
 void kvf_pull_begin(struct kvf_pull *p);
 void kvf_source_ask(struct kvf_pull_source *s);
