@@ -97,8 +97,10 @@ void kvf_get_release(struct kvf_get *g);
 void kvf_get_begin(struct kvf_get *g);
 void kvf_get_ask(struct kvf_get *g);
 void kvf_get_unask(struct kvf_get *g);
-/* get_pull.c */
+/* get_grant.c */
+/* Takes over the grant; the one before is given back. */
 void kvf_get_on_grant(struct kvf_get *g, struct kvf_grant *grant);
+/* get_pull.c */
 void kvf_get_admit(struct kvf_get *g);
 void kvf_get_on_enter(struct kvf_edge_wait *w);
 void kvf_get_pull(struct kvf_get *g);
