@@ -91,6 +91,9 @@ void kvf_get_because(struct kvf_get *g, enum kvf_status status, const char *fmt,
                      ...) __attribute__((format(printf, 3, 4)));
 /* because + STOP */
 void kvf_get_stop(struct kvf_get *g, const struct kvf_why *why);
+/* Deadline, pause and task: what the machine hears when they run. */
+void kvf_get_init_time(struct kvf_get *g);
+/* get_start.c */
 /* Frees g after its reply. */
 void kvf_get_release(struct kvf_get *g);
 /* get_locate.c */
