@@ -17,6 +17,13 @@
 #define KVF_NS_PER_S 1000000000ull
 #define KVF_NEVER UINT64_MAX
 
+/* Microseconds between two times in ns; 0 when the first was never taken. */
+static inline uint64_t kvf_us_between(uint64_t from_ns, uint64_t to_ns)
+{
+    return from_ns != 0 && to_ns > from_ns ? (to_ns - from_ns) / KVF_NS_PER_US
+                                           : 0;
+}
+
 /* A one-shot timer, embedded in its owner and initialised before use. */
 struct kvf_timer {
     uint64_t due_ns;

@@ -11,20 +11,16 @@ const char *kvf_get_owner_name(const struct kvf_get *g)
     return g->self ? "self" : g->peer != NULL ? kvf_peer_name(g->peer) : "?";
 }
 
-static uint64_t us_between(uint64_t from, uint64_t to)
+static void fill_timing(const struct kvf_get *g, struct kvf_get_result *r)
 {
-    return from != 0 && to > from ? (to - from) / KVF_NS_PER_US : 0;
-}
+    uint64_t now = kvf_sched_clock(g->gs->env.sched);
 
-static void fill_timing(struct kvf_get *g, struct kvf_get_result *r)
-{
-    g->t_done = kvf_sched_clock(g->gs->env.sched);
     r->lookup_us =
-        us_between(g->t_start, g->t_asked != 0 ? g->t_asked : g->t_done);
+        kvf_us_between(g->t_start, g->t_asked != 0 ? g->t_asked : now);
     r->wait_us =
-        us_between(g->t_asked, g->t_granted != 0 ? g->t_granted : g->t_done);
-    r->transfer_us = us_between(g->t_granted, g->t_done);
-    r->total_us = us_between(g->t_start, g->t_done);
+        kvf_us_between(g->t_asked, g->t_granted != 0 ? g->t_granted : now);
+    r->transfer_us = kvf_us_between(g->t_granted, now);
+    r->total_us = kvf_us_between(g->t_start, now);
 }
 
 /* ---- OK ----------------------------------------------------------------- */

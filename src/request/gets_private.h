@@ -75,7 +75,7 @@ struct kvf_get {
     /* time */
     struct kvf_timer deadline, pause;
     struct kvf_task task;
-    uint64_t t_start, t_asked, t_granted, t_done, deadline_ns;
+    uint64_t t_start, t_asked, t_granted, deadline_ns;
 
     /* how it ends */
     enum kvf_status status;

@@ -5,19 +5,16 @@
 
 #include <string.h>
 
-static uint64_t us_between(uint64_t from, uint64_t to)
-{
-    return from != 0 && to > from ? (to - from) / KVF_NS_PER_US : 0;
-}
-
 static void fill_timing(const struct kvf_move *m, struct kvf_move_result *r)
 {
     uint64_t now = kvf_sched_clock(m->ms->env.sched);
 
-    r->lookup_us = us_between(m->t_start, m->t_asked != 0 ? m->t_asked : now);
-    r->wait_us = us_between(m->t_asked, m->t_granted != 0 ? m->t_granted : now);
-    r->transfer_us = us_between(m->t_granted, now);
-    r->total_us = us_between(m->t_start, now);
+    r->lookup_us =
+        kvf_us_between(m->t_start, m->t_asked != 0 ? m->t_asked : now);
+    r->wait_us =
+        kvf_us_between(m->t_asked, m->t_granted != 0 ? m->t_granted : now);
+    r->transfer_us = kvf_us_between(m->t_granted, now);
+    r->total_us = kvf_us_between(m->t_start, now);
 }
 
 static const char *tag(const struct kvf_move *m)

@@ -9,20 +9,15 @@
 #include <stdlib.h>
 #include <string.h>
 
-static uint64_t us_between(uint64_t from, uint64_t to)
-{
-    return from != 0 && to > from ? (to - from) / KVF_NS_PER_US : 0;
-}
-
-static void fill_timing(struct kvf_pull *p, struct kvf_pull_result *r)
+static void fill_timing(const struct kvf_pull *p, struct kvf_pull_result *r)
 {
     uint64_t now = kvf_sched_clock(p->ps->env.sched);
 
-    p->t_done = now;
-    r->lookup_us = us_between(p->t_start, p->t_granted ? p->t_granted : now);
-    r->plan_us = us_between(p->t_granted, p->t_planned);
-    r->transfer_us = us_between(p->t_planned, now);
-    r->total_us = us_between(p->t_start, now);
+    r->lookup_us =
+        kvf_us_between(p->t_start, p->t_granted ? p->t_granted : now);
+    r->plan_us = kvf_us_between(p->t_granted, p->t_planned);
+    r->transfer_us = kvf_us_between(p->t_planned, now);
+    r->total_us = kvf_us_between(p->t_start, now);
     for (unsigned i = 0; i < p->n_sources; i++)
         if (p->sources[i].attempts > r->attempts)
             r->attempts = p->sources[i].attempts;

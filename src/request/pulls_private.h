@@ -102,7 +102,7 @@ struct kvf_pull {
 
     struct kvf_timer deadline;
     struct kvf_task task;
-    uint64_t t_start, t_granted, t_planned, t_done;
+    uint64_t t_start, t_granted, t_planned;
     enum kvf_status status;
     char *text;
     bool stopping;
