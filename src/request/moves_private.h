@@ -118,12 +118,21 @@ void kvf_move_because(struct kvf_move *m, enum kvf_status status,
     __attribute__((format(printf, 3, 4)));
 void kvf_move_stop(struct kvf_move *m, const struct kvf_why *why);
 const char *kvf_move_peer_name(const struct kvf_move *m);
+/* Deadline, pause and task: what the machine hears when they run. */
+void kvf_move_init_time(struct kvf_move *m);
+/* move_start.c */
+/* Frees m before its reply. */
 void kvf_move_release(struct kvf_move *m);
 /* move_ask.c */
 void kvf_move_begin(struct kvf_move *m);
 void kvf_move_ask(struct kvf_move *m);
 void kvf_move_confirm(struct kvf_move *m);
+/* move_idle.c */
+/* Takes the grant of a move that ends, if the next can use it. */
 void kvf_idle_keep(struct kvf_move *m);
+/* One that covers what the move wants, or NULL; it is the caller's then. Sets
+ * m->windows. */
+struct kvf_grant *kvf_idle_find(struct kvf_move *m);
 void kvf_idle_drop_all(struct kvf_moves *ms);
 /* move_self.c */
 void kvf_move_ask_self(struct kvf_move *m);
