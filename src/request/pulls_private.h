@@ -133,10 +133,24 @@ void kvf_pull_finish(struct kvf_pull *p);
 void kvf_pull_answer_failure(struct kvf_pull *p);
 /* pull_locate.c */
 void kvf_pull_begin(struct kvf_pull *p);
-void kvf_source_ask(struct kvf_pull_source *s);
+/* Layouts that do not fit are compared here too: what differs is logged on both
+ * sides. The sender's came before its refusal `why`. */
+void kvf_pull_explain(struct kvf_peer *peer, const struct kvf_pull *p,
+                      const struct kvf_why *why);
+/* A daemon without a session, as for a get: who was never there is awaited, who
+ * was there has until `pause` to come back, who refuses us is the failure. */
+int kvf_pull_wait_up(struct kvf_pull *p, struct kvf_peer *peer,
+                     struct kvf_timer *pause, struct kvf_why *why);
 /* Why no answer has come until now; for the deadline. */
 void kvf_pull_why_waiting(const struct kvf_pull *p, unsigned long long ms,
                           struct kvf_why *why);
+/* pull_source.c */
+/* Makes `s` (zeroed) the source of that rank and looks for its daemon. After a
+ * failure, too, it is taken down with the pull. */
+int kvf_source_begin(struct kvf_pull *p, struct kvf_pull_source *s,
+                     int64_t rank, struct kvf_why *why);
+/* Its daemon is up: asks it for the blocks. The pull may have failed then. */
+void kvf_source_ask(struct kvf_pull_source *s);
 /* pull_together.c */
 /* As soon as the sender is known; nothing for a pull that is alone. */
 int kvf_pull_join(struct kvf_pull *p, struct kvf_why *why);
