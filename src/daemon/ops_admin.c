@@ -158,6 +158,20 @@ static void check_peer(void *arg, const struct kvf_peer_info *p)
                  p->why != NULL ? p->why : "");
 }
 
+static void check_device(struct kvf_server *s, struct health *h)
+{
+    struct kvf_rdma_gauges g;
+    char *text;
+
+    if (s->rdma == NULL)
+        return;
+    kvf_rdma_gauges(s->rdma, &g);
+    if (g.fatal && (text = reason(h)) != NULL)
+        snprintf(text, sizeof h->text[0],
+                 "rdma is off: the device reported a fatal error and cannot be "
+                 "opened again yet");
+}
+
 static void check_own(struct kvf_server *s, struct health *h)
 {
     uint64_t free_bytes = kvf_pool_bytes_free(s->pool);
@@ -194,6 +208,7 @@ void kvf_op_health(struct kvf_call *call)
         snprintf(reason(&h), sizeof h.text[0], "draining");
     }
     check_own(s, &h);
+    check_device(s, &h);
     kvf_peers_list(s->peers, check_peer, &h);
     kvf_reply_begin(s, &call->to, KVF_OK, NULL);
     kvf_reply_str(s, "health",

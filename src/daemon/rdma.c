@@ -3,7 +3,8 @@
  *
  * Failure modes: no device (auto goes on with tcp and says so once; a
  * configuration that names rdma does not start); a device that refuses the pool
- * (the same, with the advice). */
+ * (the same, with the advice); a device that breaks later (logged; it is opened
+ * again when it can be). */
 #include "daemon/server.h"
 
 #include "transport/rdma/verbs.h"
@@ -66,14 +67,28 @@ static void region_gone(void *arg, struct kvf_region *r)
     r->registered = NULL;
 }
 
+static void device_changed(void *arg, bool up, const char *text)
+{
+    struct kvf_server *s = arg;
+
+    if (up)
+        kvf_log(KVF_LOG_INFO, "RDMA", "device=%s is back", text);
+    else
+        kvf_log(KVF_LOG_WARN, "RDMA", "%s", text);
+    if (up && s->peers != NULL)
+        kvf_peers_rdma_renewed(s->peers);
+}
+
 static int build(struct kvf_server *s, struct kvf_why *why)
 {
     struct kvf_rdma_conf c;
     int rc;
 
     fill_conf(s, &c);
-    rc = kvf_rdma_create(s->reactor, &kvf_verbs_real, &c, &kvf_peers_rdma_hooks,
-                         s, &s->stats, &s->rdma, why);
+    s->rdma_hooks = kvf_peers_rdma_hooks;
+    s->rdma_hooks.device = device_changed;
+    rc = kvf_rdma_create(s->reactor, &kvf_verbs_real, &c, &s->rdma_hooks, s,
+                         &s->stats, &s->rdma, why);
     if (rc != 0)
         return rc;
     rc = kvf_rdma_add_pool(s->rdma, s->segment.base, s->segment.size, why);

@@ -75,7 +75,8 @@ struct kvf_server {
     struct kvf_asks *asks; /* ops_register.c: questions to the fd broker */
     struct kvf_transport *shm, *tcp; /* tcp: NULL when not configured */
     struct kvf_transport *rdma;      /* NULL: not configured, or no device */
-    bool shm_on;                     /* shm with peers */
+    struct kvf_rdma_hooks rdma_hooks;
+    bool shm_on; /* shm with peers */
     struct kvf_zchannel *channel;
     struct kvf_peers *peers;
     struct kvf_gets *gets;

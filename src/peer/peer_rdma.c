@@ -289,8 +289,9 @@ const struct kvf_rdma_hooks kvf_peers_rdma_hooks = {
 
 /* ---- messages in -------------------------------------------------------- */
 
-/* Kept with the layout, for as long as a claim may need it; the first word
- * counts, since claims point to it. */
+/* Kept with the layout, for as long as a claim may need it. Claims point to it,
+ * so new keys of an owner whose device was opened anew take the place of those
+ * before; of others than so many the first word counts. */
 static void on_keys(struct kvf_peer *p, const struct kvf_peer_msg *m)
 {
     struct kvf_far *f = kvf_far_find(p->fars, m->u.rdma_keys.layout);
@@ -306,8 +307,13 @@ static void on_keys(struct kvf_peer *p, const struct kvf_peer_msg *m)
     }
     if (f->keys == NULL)
         f->keys = calloc(f->n_regions, sizeof(struct kvf_rdma_keys *));
-    if (f->keys == NULL || f->keys[i] != NULL)
+    if (f->keys == NULL)
         return;
+    if (f->keys[i] != NULL) {
+        if (f->keys[i]->n == k->n)
+            memcpy(f->keys[i], k, size);
+        return;
+    }
     f->keys[i] = malloc(size);
     if (f->keys[i] == NULL)
         return;
@@ -376,6 +382,12 @@ bool kvf_guest_rdma_expel(struct kvf_guest *g)
 
     return rdma == NULL ||
            (kvf_rdma_allow_write(rdma, g, false), kvf_rdma_expel(rdma, g));
+}
+
+void kvf_peers_rdma_renewed(struct kvf_peers *ps)
+{
+    for (struct kvf_guest *g = ps->guests; g != NULL; g = g->hh.next)
+        kvf_told_clear(&g->told_keys);
 }
 
 /* ---- what may yet be ---------------------------------------------------- */

@@ -123,6 +123,9 @@ void kvf_peers_overrun(struct kvf_peers *ps, const void *rid, size_t rid_len);
 /* How the rdma transport's handshake travels: links are those of peers,
  * sessions are guests; arg is not used. */
 extern const struct kvf_rdma_hooks kvf_peers_rdma_hooks;
+/* The verbs device was opened anew: getters are told the keys of regions
+ * again. */
+void kvf_peers_rdma_renewed(struct kvf_peers *ps);
 
 /* What the bulk transport asks about requests of guests (kvf_serve_ops). */
 extern const struct kvf_serve_ops kvf_guest_serve_ops;

@@ -147,12 +147,24 @@ static void on_expelled(void *arg, void *session)
     r->rdma.expelled++;
 }
 
+static void on_device(void *arg, bool up, const char *text)
+{
+    struct rig *r = arg;
+
+    (void)text;
+    if (up)
+        r->rdma.healed++;
+    else
+        r->rdma.broke++;
+}
+
 static const struct kvf_rdma_hooks hooks = {.connect = on_connect,
                                             .disconnect = on_disconnect,
                                             .accept = on_accept,
                                             .refuse = on_refuse,
                                             .closed = on_closed,
-                                            .expelled = on_expelled};
+                                            .expelled = on_expelled,
+                                            .device = on_device};
 
 /* ---- open and close ----------------------------------------------------- */
 

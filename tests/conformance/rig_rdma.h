@@ -30,7 +30,7 @@ struct rig_rdma {
     struct kvf_link *link; /* who asked last: where answers go */
     struct rig_local local[64];
     bool lose_mail; /* connects get no answer */
-    unsigned accepts, refusals, closed, expelled;
+    unsigned accepts, refusals, closed, expelled, broke, healed;
     struct kvf_why refused;
 };
 

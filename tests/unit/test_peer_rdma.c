@@ -203,6 +203,55 @@ static void a_restarted_daemon_begins_anew(void **state)
     }
 }
 
+static void tell_key(struct world *w, uint32_t rkey)
+{
+    struct kvf_rdma_keys *k = calloc(1, sizeof *k + sizeof k->key[0]);
+    struct kvf_peer_msg m = {.head.type = KVF_PEER_RDMA_KEYS};
+
+    k->n = 1;
+    k->key[0] = (struct kvf_rdma_key){.length = 4096, .rkey = rkey};
+    m.u.rdma_keys.layout = 7;
+    m.u.rdma_keys.keys = k;
+    kvf_peer_rdma_message(&w->peer, &m);
+    free(k);
+}
+
+/* An owner whose device was opened anew tells other keys: what points to those
+ * of before finds them. */
+static void new_keys_take_the_place_of_old_ones(void **state)
+{
+    struct world *w = *state;
+    uint64_t length = 4096;
+    struct kvf_far f = {.number = 7, .n_regions = 1, .length = &length};
+    const struct kvf_rdma_keys *k;
+
+    HASH_ADD(hh, w->peer.fars, number, sizeof f.number, &f);
+    tell_key(w, 11);
+    k = f.keys[0];
+    assert_int_equal(k->key[0].rkey, 11);
+    tell_key(w, 12);
+    assert_ptr_equal(f.keys[0], k);
+    assert_int_equal(k->key[0].rkey, 12);
+    assert_int_equal(f.n_keys, 1);
+    HASH_DEL(w->peer.fars, &f);
+    free(f.keys[0]);
+    free(f.keys);
+}
+
+static void keys_are_told_again(void **state)
+{
+    struct world *w = *state;
+    struct kvf_guest g = {.link = 1};
+
+    HASH_ADD(hh, w->ps.guests, link, sizeof g.link, &g);
+    assert_true(kvf_told_new(&g.told_keys, 7));
+    assert_false(kvf_told_new(&g.told_keys, 7));
+    kvf_peers_rdma_renewed(&w->ps);
+    assert_true(kvf_told_new(&g.told_keys, 7));
+    kvf_told_clear(&g.told_keys);
+    HASH_DEL(w->ps.guests, &g);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -215,6 +264,9 @@ int main(void)
                                         teardown),
         cmocka_unit_test_setup_teardown(a_restarted_daemon_begins_anew, setup,
                                         teardown),
+        cmocka_unit_test_setup_teardown(new_keys_take_the_place_of_old_ones,
+                                        setup, teardown),
+        cmocka_unit_test_setup_teardown(keys_are_told_again, setup, teardown),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -2,8 +2,8 @@
  *
  * Happy path: the configured device, or the first with an active port, best the
  * one that has the advertised address. Failure modes: none there; port down (it
- * comes back by an event); device fatal (rdma is over until a restart, other
- * transports go on). errno becomes advice here. */
+ * comes back by an event); device fatal (heal.c; other transports go on). errno
+ * becomes advice here. */
 #include "transport/rdma/choose.h"
 #include "transport/rdma/rdma_priv.h"
 
@@ -310,6 +310,7 @@ void kvf_rdma_device_close(struct kvf_rdma *r)
         (void)r->v->dealloc_pd(r->pd);
     if (r->ctx != NULL)
         (void)r->v->close_device(r->ctx);
+    r->has_cq_src = r->has_async = false;
     r->idle_cq = NULL;
     r->channel = NULL;
     r->pd = NULL;
@@ -353,14 +354,17 @@ static void device_fatal(struct kvf_rdma *r)
 {
     struct kvf_why why;
 
+    kvf_rdma_heal_begin(r);
     r->fatal = true;
     r->port_up = false;
     kvf_fail(&why, KVF_TRANSPORT,
-             "%s: the device reported a fatal error: rdma is off until the "
-             "daemon is started again",
+             "%s: the device reported a fatal error: rdma is off until it can "
+             "be opened again",
              r->name);
     abort_links(r, &why);
     kvf_rdma_guests_fail(r, &why);
+    if (r->hooks->device != NULL)
+        r->hooks->device(r->hooks_arg, false, why.text);
 }
 
 static void qp_fatal(struct kvf_rdma *r, struct kvf_rdma_owner *o,

@@ -381,8 +381,8 @@ static int usable(const struct kvf_rdma *r, struct kvf_why *why)
 {
     if (r->fatal)
         return kvf_fail(why, KVF_TRANSPORT,
-                        "%s: the device failed: rdma is off until the daemon "
-                        "is started again",
+                        "%s: the device failed: rdma is off until it can be "
+                        "opened again",
                         r->name);
     if (!r->port_up)
         return kvf_fail(why, KVF_TRANSPORT, "%s: port %u is not active",

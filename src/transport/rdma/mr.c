@@ -233,8 +233,6 @@ struct kvf_rdma_memory *kvf_rdma_memory_add(struct kvf_transport *t,
     struct kvf_rdma *r = kvf_rdma_of(t);
     struct kvf_rdma_memory *m;
 
-    if (r->fatal)
-        return NULL;
     kvf_list_for_each (n, &r->memories) {
         m = kvf_container_of(n, struct kvf_rdma_memory, node);
         if (m->map == map && m->refs > 0) {
@@ -248,13 +246,15 @@ struct kvf_rdma_memory *kvf_rdma_memory_add(struct kvf_transport *t,
     kvf_map_hold(map);
     m->map = map;
     m->job.step = add_step;
-    kvf_rdma_job_start(r, &m->job);
+    if (!r->fatal || r->heal.opened)
+        kvf_rdma_job_start(r, &m->job);
     return m;
 }
 
 bool kvf_rdma_memory_pending(const struct kvf_rdma_memory *m)
 {
-    return m != NULL && !m->failed && m->registered < m->size;
+    return m != NULL && !m->failed && m->registered < m->size &&
+           (!m->r->fatal || m->r->heal.opened);
 }
 
 void kvf_rdma_memory_drop(struct kvf_rdma_memory *m)
@@ -296,9 +296,11 @@ unsigned kvf_rdma_memory_keys(const struct kvf_rdma_memory *m, uint64_t offset,
 int kvf_rdma_scratch_open(struct kvf_rdma *r, struct kvf_why *why)
 {
     size_t size = KVF_RDMA_SCRATCH * KVF_RDMA_PROBE;
-    void *p = mmap(NULL, size, PROT_READ | PROT_WRITE,
-                   MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    void *p = r->scratch;
 
+    if (p == NULL)
+        p = mmap(NULL, size, PROT_READ | PROT_WRITE,
+                 MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (p == MAP_FAILED)
         return kvf_fail(why, KVF_NO_SPACE, "mmap: %s", strerror(errno));
     r->scratch = p;
@@ -309,6 +311,58 @@ int kvf_rdma_scratch_open(struct kvf_rdma *r, struct kvf_why *why)
     r->n_mrs++;
     r->mr_bytes += size;
     return 0;
+}
+
+static bool drop_scratch(struct kvf_rdma *r)
+{
+    if (r->scratch_mr == NULL)
+        return true;
+    if (r->v->dereg_mr(r->scratch_mr) != 0)
+        return false;
+    r->scratch_mr = NULL;
+    r->n_mrs--;
+    r->mr_bytes -= KVF_RDMA_SCRATCH * KVF_RDMA_PROBE;
+    return true;
+}
+
+void kvf_rdma_memory_suspend(struct kvf_rdma *r)
+{
+    kvf_list_for_each (n, &r->memories) {
+        struct kvf_rdma_memory *m =
+            kvf_container_of(n, struct kvf_rdma_memory, node);
+
+        m->registered = 0;
+        m->failed = false;
+        if (m->refs > 0)
+            kvf_rdma_job_stop(&m->job);
+    }
+}
+
+bool kvf_rdma_memory_drop_one(struct kvf_rdma *r)
+{
+    kvf_list_for_each (n, &r->memories) {
+        struct kvf_rdma_memory *m =
+            kvf_container_of(n, struct kvf_rdma_memory, node);
+
+        if (m->n_mr > 0)
+            return drop_piece(m);
+    }
+    return drop_scratch(r);
+}
+
+void kvf_rdma_memory_resume(struct kvf_rdma *r)
+{
+    kvf_list_for_each_safe (n, &r->memories) {
+        struct kvf_rdma_memory *m =
+            kvf_container_of(n, struct kvf_rdma_memory, node);
+
+        if (m->refs == 0) {
+            memory_free(m); /* its pieces had been refused */
+            continue;
+        }
+        m->job.step = add_step;
+        kvf_rdma_job_start(r, &m->job);
+    }
 }
 
 void kvf_rdma_memory_close(struct kvf_rdma *r)
@@ -322,10 +376,7 @@ void kvf_rdma_memory_close(struct kvf_rdma *r)
         memory_free(m);
     }
     free(r->local);
-    if (r->scratch_mr != NULL && r->v->dereg_mr(r->scratch_mr) == 0) {
-        r->n_mrs--;
-        r->mr_bytes -= KVF_RDMA_SCRATCH * KVF_RDMA_PROBE;
-    }
+    (void)drop_scratch(r);
     if (r->scratch != NULL)
         munmap(r->scratch, KVF_RDMA_SCRATCH * KVF_RDMA_PROBE);
 }

@@ -60,6 +60,10 @@ struct kvf_rdma_hooks {
     /* Owner: a QP that had been accepted is no more. */
     void (*closed)(void *arg, void *session, uint64_t id,
                    const struct kvf_why *why);
+    /* The device failed (up false), or has been opened again: then the keys of
+     * registered memory are other ones, those of the pool with each handshake.
+     * May be NULL. */
+    void (*device)(void *arg, bool up, const char *text);
     /* Owner: kvf_rdma_expel said false, and now nothing of the session's can
      * touch memory. From the loop; may call back. */
     void (*expelled)(void *arg, void *session);
@@ -89,12 +93,12 @@ uint64_t kvf_rdma_budget_ns(const struct kvf_rdma_conf *conf);
  * read it from offset 0 on. */
 int kvf_rdma_add_pool(struct kvf_transport *t, void *base, uint64_t size,
                       struct kvf_why *why);
-/* Registers a mapping in slices of the loop, held until it is deregistered
- * again. Mapped twice counts twice. NULL: no memory, or the device is broken
- * (then its bytes move another way). */
+/* Registers a mapping in slices of the loop (while the device is broken: when
+ * it is back), held until it is deregistered again. Mapped twice counts twice.
+ * NULL: no memory (then its bytes move another way). */
 struct kvf_rdma_memory *kvf_rdma_memory_add(struct kvf_transport *t,
                                             struct kvf_mapping *map);
-/* Not all of it is registered yet, but will be. NULL is not. */
+/* Not all of it is registered yet, but soon will be. NULL is not. */
 bool kvf_rdma_memory_pending(const struct kvf_rdma_memory *m);
 /* NULL is fine. */
 void kvf_rdma_memory_drop(struct kvf_rdma_memory *m);

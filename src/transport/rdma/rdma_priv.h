@@ -54,6 +54,13 @@ struct kvf_rdma_memory {
     unsigned n_mr, cap_mr;
 };
 
+struct kvf_rdma_heal {
+    struct kvf_timer timer;
+    struct kvf_rdma_job job;
+    uint64_t pause; /* ns, to the next try */
+    bool opened;    /* the new device; memory is being registered */
+};
+
 struct kvf_rdma {
     struct kvf_transport t;
     struct kvf_reactor *reactor;
@@ -73,6 +80,7 @@ struct kvf_rdma {
     char text[200];
     struct kvf_source async_src;
     bool has_async;
+    struct kvf_rdma_heal heal;
     /* objects */
     struct ibv_pd *pd;
     struct ibv_comp_channel *channel;
@@ -148,9 +156,21 @@ extern const struct kvf_source_ops kvf_rdma_async_ops;
 int kvf_rdma_advise(const struct kvf_rdma *r, struct kvf_why *why,
                     const char *what, int err);
 
+/* heal.c */
+void kvf_rdma_heal_init(struct kvf_rdma *r);
+/* The device is broken: opens it anew when that can be done. Before `fatal` is
+ * set. */
+void kvf_rdma_heal_begin(struct kvf_rdma *r);
+void kvf_rdma_heal_end(struct kvf_rdma *r); /* not any more */
+
 /* mr.c */
 int kvf_rdma_scratch_open(struct kvf_rdma *r, struct kvf_why *why);
 void kvf_rdma_memory_close(struct kvf_rdma *r);
+/* Nothing is registered from now on, as far as others can see; one call to
+ * deregister (false: the device refused); and all of it anew, in jobs. */
+void kvf_rdma_memory_suspend(struct kvf_rdma *r);
+bool kvf_rdma_memory_drop_one(struct kvf_rdma *r);
+void kvf_rdma_memory_resume(struct kvf_rdma *r);
 /* The MR that holds `p`, and in *rest how many bytes from p on are in it. NULL:
  * not registered. */
 const struct kvf_rdma_mr *kvf_rdma_local(const struct kvf_rdma *r,
