@@ -231,6 +231,12 @@ struct kvf_link *kvf_peer_rdma_link(struct kvf_peer *p, struct kvf_why *why);
 /* Sets the link up anew, unless it is up or on its way. */
 void kvf_peer_rdma_again(struct kvf_peer *p);
 void kvf_peer_rdma_message(struct kvf_peer *p, const struct kvf_peer_msg *m);
+/* The regions of a far layout as the segments of a claim over rdma. */
+bool kvf_peer_rdma_regions(struct kvf_peer *p, struct kvf_grant *g);
+/* Fills in an RDMA_REFUSE or RDMA_CLOSE. */
+void kvf_peers_rdma_word(struct kvf_peer_msg *m, uint64_t id,
+                         enum kvf_status status, const char *text);
+/* guest_rdma.c */
 void kvf_guest_rdma_message(struct kvf_guest *g, const struct kvf_peer_msg *m);
 /* Takes the guest's QP down; false: it is not quiet yet. */
 bool kvf_guest_rdma_expel(struct kvf_guest *g);
@@ -241,10 +247,16 @@ void kvf_guest_rdma_described(struct kvf_peer_grant *m);
 /* Tells the guest, once, where the regions of a layout that it knows are
  * registered. False: not all of them are, or its handshake did not succeed. */
 bool kvf_guest_rdma_tell(struct kvf_guest *g, const struct kvf_layout *l);
-/* The regions of a far layout as the segments of a claim over rdma. */
-bool kvf_peer_rdma_regions(struct kvf_peer *p, struct kvf_grant *g);
 /* True: not now, but the handshake or the registration is under way. */
 bool kvf_guest_rdma_soon(struct kvf_guest *g, const struct kvf_layout *l);
+/* The owner's of kvf_peers_rdma_hooks; session: a guest. */
+void kvf_guest_rdma_hook_accept(void *arg, void *session,
+                                const struct kvf_rdma_accept *a);
+void kvf_guest_rdma_hook_refuse(void *arg, void *session, uint64_t id,
+                                const struct kvf_why *why);
+void kvf_guest_rdma_hook_closed(void *arg, void *session, uint64_t id,
+                                const struct kvf_why *why);
+void kvf_guest_rdma_hook_expelled(void *arg, void *session);
 /* peer_await.c */
 void kvf_peer_await_init(struct kvf_peer *p);
 void kvf_peer_await_end(struct kvf_peer *p);
