@@ -334,15 +334,6 @@ void kvf_guest_on_layout_ask(struct kvf_guest *g,
                              const struct kvf_peer_layout_ask *ask);
 void kvf_guest_on_blocks_ask(struct kvf_guest *g,
                              const struct kvf_peer_blocks_ask *ask);
-/* guest_claims.c */
-void kvf_guest_say_no(struct kvf_guest *g, uint64_t ask, enum kvf_status status,
-                      const char *text);
-/* NULL when the id is in use or there is no memory (answered then). */
-struct kvf_guest_ask *kvf_guest_ask_new(struct kvf_guest *g, uint64_t id);
-void kvf_guest_ask_free(struct kvf_guest_ask *a);
-void kvf_guest_claim_end(struct kvf_claim *c, bool done);
-/* A live claim on a key or on blocks. */
-struct kvf_claim *kvf_peers_claim(const struct kvf_peers *ps, uint64_t id);
 /* ask.c */
 int kvf_ask_send(struct kvf_peer *p, struct kvf_ask *a, struct kvf_peer_msg *m,
                  struct kvf_why *why);
@@ -367,18 +358,31 @@ void kvf_guest_hello(struct kvf_peers *ps, const void *rid, size_t rid_len,
                      struct kvf_peer_msg *m);
 void kvf_guest_answer(struct kvf_guest *g, struct kvf_peer_msg *m,
                       const void *payload, size_t payload_len);
-/* Deletes a guest that is down and holds nothing. */
 /* No QP of its session can touch memory any more. */
 void kvf_guest_expelled(struct kvf_guest *g);
+/* Deletes a guest that is down and holds nothing. */
 void kvf_guest_settle(struct kvf_guest *g);
-/* guest_claims.c */
+/* guest_asks.c */
+void kvf_guest_say_no(struct kvf_guest *g, uint64_t ask, enum kvf_status status,
+                      const char *text);
+/* NULL when the id is in use or there is no memory (answered then). */
+struct kvf_guest_ask *kvf_guest_ask_new(struct kvf_guest *g, uint64_t id);
+void kvf_guest_ask_free(struct kvf_guest_ask *a);
 void kvf_guest_on_ask(struct kvf_guest *g, const struct kvf_peer_ask *ask);
 void kvf_guest_on_unask(struct kvf_guest *g, uint64_t id);
+void kvf_guest_drop_asks(struct kvf_guest *g);
+/* guest_claims.c */
+/* A live claim on a key or on blocks. */
+struct kvf_claim *kvf_peers_claim(const struct kvf_peers *ps, uint64_t id);
+/* The process that will map a view, watched from its first claim to its last;
+ * NULL when it cannot be. */
+struct kvf_engine_watch *kvf_guest_hold_engine(struct kvf_guest *g,
+                                               uint64_t pid, uint64_t start);
+void kvf_guest_claim_end(struct kvf_claim *c, bool done);
 void kvf_guest_on_end(struct kvf_guest *g, uint64_t claim,
                       const struct kvf_id *token, bool done);
 /* Sends the acknowledgements that wait. */
 void kvf_guest_flush_ended(struct kvf_guest *g);
-void kvf_guest_drop_asks(struct kvf_guest *g);
 /* Ends claims: those not over shm, or all. */
 void kvf_guest_abort_claims(struct kvf_guest *g, bool shm_too);
 /* Ends what the HELLO does not list; fills `dead` with what it lists in vain.
