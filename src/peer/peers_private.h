@@ -266,8 +266,9 @@ void kvf_peer_await_tell(struct kvf_peer *p, bool up);
 void kvf_peer_free(struct kvf_peer *p);
 /* Says BYE to a peer that is up and takes messages. */
 void kvf_peer_bye(struct kvf_peer *p, const char *text);
-/* grant.c */
+/* grant_open.c */
 void kvf_peer_on_grant(struct kvf_peer *p, struct kvf_peer_msg *m);
+/* grant.c */
 void kvf_peer_on_ended(struct kvf_peer *p, uint64_t claim);
 void kvf_peer_ended_message(struct kvf_peer *p, const struct kvf_peer_msg *m);
 void kvf_peer_on_revoked(struct kvf_peer *p, uint64_t claim, const char *text);
