@@ -100,6 +100,10 @@ unsigned kvf_layout_count(const struct kvf_blocks *b);
 /* Called once when the next layout is declared; node in no list before. */
 void kvf_layout_wait(struct kvf_blocks *b, struct kvf_layout_wait *w);
 
+/* ---- publication.c ------------------------------------------------------ */
+
+/* The store's: lets go of the layout. NULL is fine. */
+void kvf_publication_free(struct kvf_publication *p);
 /* "request_id:rank"; out has room for KVF_MAX_KEY bytes. */
 size_t kvf_blocks_key(char *out, const struct kvf_slice_str *request_id,
                       int64_t rank);
@@ -135,7 +139,8 @@ struct kvf_ids *kvf_ids_of(const struct kvf_req_blocks *r, unsigned groups);
 int kvf_ids_check(const struct kvf_layout *l, const struct kvf_req_blocks *r,
                   const struct kvf_ids *ids, struct kvf_why *why);
 
-/* columns.c: which bytes of a region belong to which block. */
+/* ---- columns.c: which bytes of a region belong to which block ------------ */
+
 int kvf_columns_make(const struct kvf_layout *l, struct kvf_columns **out);
 void kvf_columns_free(struct kvf_columns *c);
 /* The end (exclusive) of the published bytes of that region that begin at
