@@ -67,5 +67,5 @@ const struct kvf_key kvf_keys[] = {
 };
 /* clang-format on */
 const unsigned kvf_n_keys = sizeof kvf_keys / sizeof *kvf_keys;
-/* conf.c keeps one bit a key. */
+/* conf_section.c keeps one bit a key. */
 _Static_assert(sizeof kvf_keys / sizeof *kvf_keys <= 64, "too many keys");

@@ -185,7 +185,7 @@ const char *kvf_place_host_port(char *out, size_t cap, const char *host,
 
 /* Writes the maps of the `stats` reply into s->reply. */
 void kvf_stats_write(struct kvf_server *s);
-/* Docs/METRICS.md. */
+/* The whole of docs/METRICS.md. */
 void kvf_stats_write_markdown(FILE *out);
 unsigned kvf_count_fds(void); /* open descriptors of this process */
 

@@ -59,9 +59,9 @@ struct kvf_store_conf {
 
 struct kvf_store_ops {
     /* A generation has been retired AND is quiet (its memory is free or about
-     * to be): the `notify` event of protocol.md goes out now. `publisher` is
-     * the id given with the put. Called from the loop, not from inside put, for
-     * every generation: gen->notify tells whether the engine wants to know.
+     * to be): the `notify` event (docs/PROTOCOL.md) goes out now. `publisher`
+     * is the id given with the put. Called from the loop, not from inside put,
+     * for every generation: gen->notify tells whether the engine wants to know.
      * `gen` is gone afterwards; its segments already are (n_segs is 0). */
     void (*on_retired)(void *arg, const struct kvf_gen *gen,
                        enum kvf_retire reason);

@@ -3,7 +3,7 @@
 Every counter is in docs/METRICS.md, which is what `kvferryd --metrics` writes,
 every status in docs/PROTOCOL.md, every key of the configuration in
 docs/CONFIG.md and config/kvferryd.ini as conf_gen writes them, every option of
-a program's --help in its man page.
+a program's --help in its man page. Files that prose or a comment names exist.
 Failure modes: a page or a program that is not there is named, not passed over
 without a word.
 """
@@ -87,6 +87,32 @@ def check_man(found, program, man):
             found.add(man, 1, f"{option} is not here, but in --help")
 
 
+# A file of this repository as prose names it; `a.b.c` is none.
+NAMED = re.compile(r"(?<![\w./>-])((?:[\w-]+/)*[A-Za-z][\w-]*\.(?:c|h|py|md))"
+                   r"(?!\w|\.\w|\(\))")
+COMMENT = re.compile(r"/\*.*?\*/", re.S)
+COMMANDS = re.compile(r"^```sh\n.*?^```", re.S | re.M)
+
+
+def check_named(found):
+    """Files that were moved or renamed are not looked for where they were."""
+    files = source.tracked()
+    for path in files:
+        text = source.read(path) if path.endswith((".c", ".h", ".md")) else ""
+        if path.endswith(".md"):
+            places = [(0, COMMANDS.sub(
+                lambda m: "\n" * m.group(0).count("\n"), text))]
+        else:
+            places = [(m.start(), m.group(0)) for m in COMMENT.finditer(text)]
+        for start, prose in places:
+            for m in NAMED.finditer(prose):
+                name = m.group(1)
+                if not any(("/" + f).endswith("/" + name) for f in files):
+                    line = text.count("\n", 0, start) + 1
+                    found.add(path, line + prose.count("\n", 0, m.start()),
+                              f"{name}: there is no such file")
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__)
     p.add_argument("--conf-gen")
@@ -98,6 +124,7 @@ def main():
                "counter")
     check_rows(found, "docs/PROTOCOL.md", "include/kvferry/status.h",
                "KVF_STATUS_LIST", "status")
+    check_named(found)
     check_config(found, args.conf_gen)
     check_metrics(found, args.kvferryd)
     check_man(found, args.kvferryd, "docs/man/kvferryd.8")
