@@ -1,4 +1,5 @@
-/* An owner that we pull from: dialling, session, keepalive.
+/* An owner that we pull from: dialling, session, keepalive. What we send it is
+ * peer_send.c's, the ways to its memory are peer_ways.c's.
  *
  * DIALING -HELLO-> (WELCOME) UP -silence, BYE, new incarnation-> DOWN -> UP ...
  *
@@ -12,8 +13,6 @@
 #include "base/log.h"
 
 #include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 
 #define HELLO_AGAIN_NS (1000 * KVF_NS_PER_MS)
 #define REFUSED_AGAIN_NS (3 * KVF_NS_PER_S)
@@ -25,95 +24,12 @@
 static void peer_tick(struct kvf_timer *t);
 static void dial(struct kvf_peer *p);
 
-/* ---- sending ------------------------------------------------------------ */
-
-static void flush_queue(struct kvf_peer *p)
-{
-    const struct kvf_channel *ch = &p->ps->env.channel;
-    struct kvf_list *n;
-
-    while (p->dial != NULL && (n = kvf_list_first(&p->outq)) != NULL) {
-        struct kvf_queued *q = kvf_container_of(n, struct kvf_queued, node);
-
-        if (ch->ops->send(ch->ctx, p->dial, q->data, q->len) < 0)
-            return;
-        kvf_list_unlink(n);
-        free(q);
-    }
-}
-
-static void drop_queue(struct kvf_peer *p)
-{
-    struct kvf_list *n;
-
-    while ((n = kvf_list_pop(&p->outq)) != NULL)
-        free(kvf_container_of(n, struct kvf_queued, node));
-}
-
-int kvf_peer_send(struct kvf_peer *p, struct kvf_peer_msg *m)
-{
-    const struct kvf_channel *ch = &p->ps->env.channel;
-    struct kvf_mpw *w = &p->ps->w;
-    struct kvf_queued *q;
-
-    if (kvf_peer_encode(w, m) < 0)
-        return -(int)KVF_NO_SPACE;
-    if (p->dial != NULL && kvf_list_empty(&p->outq) &&
-        ch->ops->send(ch->ctx, p->dial, w->buf.data, w->buf.size) == 0)
-        return 0;
-    q = malloc(sizeof *q + w->buf.size);
-    if (q == NULL)
-        return -(int)KVF_NO_SPACE;
-    kvf_list_init(&q->node);
-    q->len = w->buf.size;
-    memcpy(q->data, w->buf.data, w->buf.size);
-    kvf_list_push_back(&p->outq, &q->node);
-    return 0;
-}
-
-static void send_hello(struct kvf_peer *p)
-{
-    const struct kvf_channel *ch = &p->ps->env.channel;
-    struct kvf_peers *ps = p->ps;
-    struct kvf_peer_msg m;
-    uint64_t *live;
-    size_t n = HASH_COUNT(p->grants) + HASH_COUNT(p->ends);
-
-    live = malloc((n + 1) * sizeof *live);
-    if (live == NULL)
-        return; /* the tick tries again */
-    kvf_peers_head(ps, &m, KVF_PEER_HELLO, p->known ? &p->incarnation : NULL);
-    m.u.hello.pool = ps->env.pool;
-    m.u.hello.peer_timeout_ms = ps->env.conf->peer_timeout_ms;
-    m.u.hello.live = live;
-    m.u.hello.n_live = kvf_peer_live_claims(p, live);
-    m.u.hello.gone = ps->gone;
-    m.u.hello.n_gone = ps->n_gone;
-    m.u.hello.rdma = ps->env.rdma != NULL;
-    m.u.hello.link = p->link;
-    if (p->dial != NULL && kvf_peer_encode(&ps->w, &m) == 0 &&
-        ch->ops->send(ch->ctx, p->dial, ps->w.buf.data, ps->w.buf.size) == 0)
-        p->last_hello_ns = ps->env.sched->now_ns;
-    free(live);
-}
-
 void kvf_peer_renew(struct kvf_peer *p)
 {
     if (p->state != KVF_PEER_UP || p->renewing)
         return;
     p->renewing = true;
-    send_hello(p);
-}
-
-static void send_ping(struct kvf_peer *p)
-{
-    struct kvf_peer_msg m;
-
-    if (!kvf_list_empty(&p->outq))
-        return;
-    kvf_peers_head(p->ps, &m, KVF_PEER_PING, &p->incarnation);
-    m.u.ping.seq = ++p->ping_seq;
-    kvf_peer_send(p, &m);
+    kvf_peer_send_hello(p);
 }
 
 static void on_writable(void *arg)
@@ -121,12 +37,13 @@ static void on_writable(void *arg)
     struct kvf_peer *p = arg;
 
     if (p->renewing) {
-        send_hello(p);
+        kvf_peer_send_hello(p);
     } else if (p->state == KVF_PEER_UP) {
-        flush_queue(p);
-        send_ping(p); /* a new connection has to be renewed: found out now */
+        kvf_peer_flush_queue(p);
+        /* A new connection has to be renewed: found out now. */
+        kvf_peer_send_ping(p);
     } else if (p->state != KVF_PEER_REFUSED) {
-        send_hello(p);
+        kvf_peer_send_hello(p);
     }
 }
 
@@ -139,25 +56,6 @@ static void set_name(struct kvf_peer *p)
                  KVF_WORKER_ARG(&p->worker));
     else
         snprintf(p->name, sizeof p->name, "%s", p->addr);
-}
-
-static void close_tcp(struct kvf_peer *p)
-{
-    kvf_link_close(&p->tcp);
-    p->has_tcp = false;
-}
-
-static void close_shm(struct kvf_peer *p)
-{
-    kvf_link_close(&p->shm);
-    if (p->pool_map != NULL)
-        kvf_map_release(p->pool_map);
-    if (p->pool_rw != NULL)
-        kvf_map_release(p->pool_rw);
-    p->pool_map = p->pool_rw = NULL;
-    p->ps->env.proc.unwatch(p->ps->env.proc_ctx, p->watch);
-    p->watch = NULL;
-    p->shm_ok = false;
 }
 
 static void tell_users(struct kvf_peer *p, bool up)
@@ -189,7 +87,7 @@ static void hang_up(struct kvf_peer *p, unsigned flush_ms)
     if (p->dial != NULL)
         ch->ops->hangup(ch->ctx, p->dial, flush_ms);
     p->dial = NULL;
-    drop_queue(p);
+    kvf_peer_drop_queue(p);
 }
 
 /* Everything that hangs on the session ends; the users are told. */
@@ -208,7 +106,7 @@ static void go_down(struct kvf_peer *p, enum kvf_peer_state next)
         kvf_log(KVF_LOG_WARN, "KVF PEER", "%s down addr=%s: %s", p->name,
                 p->addr, p->why.text);
     }
-    close_tcp(p);
+    kvf_peer_close_tcp(p);
     kvf_peer_rdma_stop(p);
     kvf_peer_fail_asks(p, &p->why);
     kvf_peer_lose_grants(p, false, &p->why);
@@ -231,9 +129,9 @@ static void forget_incarnation(struct kvf_peer *p)
              "%s has restarted since: what it had is gone", p->name);
     kvf_peer_lose_grants(p, true, &why);
     kvf_peer_gone(p);
-    close_tcp(p);
+    kvf_peer_close_tcp(p);
     kvf_peer_rdma_forget(p);
-    close_shm(p);
+    kvf_peer_close_shm(p);
     p->known = false;
 }
 
@@ -259,49 +157,6 @@ static void dial(struct kvf_peer *p)
 
 /* ---- receiving ---------------------------------------------------------- */
 
-/* Can its pool be opened here? Both sides must have managed. */
-static void try_shm(struct kvf_peer *p, const struct kvf_peer_msg *m)
-{
-    const struct kvf_peers_env *env = &p->ps->env;
-    struct kvf_map_expect expect = {.size = m->u.welcome.pool.size,
-                                    .has_header = true,
-                                    .incarnation = m->head.from};
-    struct kvf_why why;
-
-    close_shm(p);
-    if (env->shm == NULL || env->pool.path[0] == '\0') {
-        snprintf(p->shm_why, sizeof p->shm_why, "shm is off here");
-    } else if (!m->u.welcome.shm) {
-        snprintf(p->shm_why, sizeof p->shm_why, "%s", m->u.welcome.shm_why);
-    } else if (kvf_map_open(env->maps, m->u.welcome.pool.path, &expect,
-                            &p->pool_map, &why) < 0) {
-        snprintf(p->shm_why, sizeof p->shm_why, "%s", why.text);
-        p->pool_map = NULL;
-    } else if (kvf_link_open(env->shm, &p->shm, NULL, &why) < 0) {
-        snprintf(p->shm_why, sizeof p->shm_why, "%s", why.text);
-    } else {
-        p->shm_ok = true;
-        p->pid = m->u.welcome.pool.pid;
-        p->start = m->u.welcome.pool.start;
-        memcpy(p->pool_path, m->u.welcome.pool.path, sizeof p->pool_path);
-        snprintf(p->shm_why, sizeof p->shm_why, "its pool is mapped here");
-    }
-}
-
-static void take_terms(struct kvf_peer *p, const struct kvf_peer_msg *m)
-{
-    /* A link that proved itself with another secret was dropped there. */
-    if (p->has_tcp &&
-        memcmp(p->tcp_addr.secret, m->u.welcome.secret, KVF_SECRET_LEN) != 0)
-        close_tcp(p);
-    p->timeout_ms = m->u.welcome.peer_timeout_ms;
-    p->has_tcp = m->u.welcome.tcp && p->ps->env.tcp != NULL;
-    snprintf(p->tcp_addr.host, sizeof p->tcp_addr.host, "%s",
-             m->u.welcome.tcp_host);
-    p->tcp_addr.port = m->u.welcome.tcp_port;
-    memcpy(p->tcp_addr.secret, m->u.welcome.secret, KVF_SECRET_LEN);
-}
-
 /* Both sides have told which claims they know: what only one knows ends. */
 static void settle_claims(struct kvf_peer *p, const struct kvf_peer_msg *m)
 {
@@ -320,8 +175,8 @@ static void renewed(struct kvf_peer *p, const struct kvf_peer_msg *m)
     p->renewing = false;
     kvf_log(KVF_LOG_INFO, "KVF PEER", "%s reconnect addr=%s: session renewed",
             p->name, p->addr);
-    take_terms(p, m);
-    drop_queue(p);
+    kvf_peer_take_terms(p, m);
+    kvf_peer_drop_queue(p);
     kvf_peer_forget_layouts(p);
     kvf_peer_rdma_start(p, m->u.welcome.rdma);
     settle_claims(p, m);
@@ -352,8 +207,8 @@ static void on_welcome(struct kvf_peer *p, struct kvf_peer_msg *m)
     p->worker = m->head.worker;
     set_name(p);
     if (!p->shm_ok)
-        try_shm(p, m);
-    take_terms(p, m);
+        kvf_peer_open_shm(p, m);
+    kvf_peer_take_terms(p, m);
     p->state = KVF_PEER_UP;
     p->was_up = true;
     kvf_peer_rdma_start(p, m->u.welcome.rdma);
@@ -534,9 +389,9 @@ static void tick_up(struct kvf_peer *p)
         return;
     }
     if (p->renewing)
-        send_hello(p);
+        kvf_peer_send_hello(p);
     else if (s->now_ns - p->last_rx_ns >= ping / 2)
-        send_ping(p);
+        kvf_peer_send_ping(p);
     if (p->ends != NULL && s->now_ns > END_AGAIN_NS)
         kvf_peer_send_ends(p, s->now_ns - END_AGAIN_NS);
     due = s->now_ns + ping;
@@ -566,7 +421,7 @@ static void peer_tick(struct kvf_timer *t)
             dial(p);
             return;
         }
-        send_hello(p);
+        kvf_peer_send_hello(p);
         kvf_timer_set(s, t,
                       s->now_ns + HELLO_AGAIN_NS +
                           kvf_rng_below(p->ps->env.rng, HELLO_AGAIN_NS / 4));
@@ -587,8 +442,8 @@ void kvf_peer_end(struct kvf_peer *p)
 {
     hang_up(p, LAST_WORDS_MS);
     kvf_peer_forget_layouts(p);
-    close_tcp(p);
+    kvf_peer_close_tcp(p);
     kvf_peer_rdma_stop(p);
-    close_shm(p);
+    kvf_peer_close_shm(p);
     kvf_timer_cancel(p->ps->env.sched, &p->tick);
 }

@@ -212,13 +212,28 @@ int kvf_peers_check_head(const struct kvf_peers *ps,
                          const struct kvf_peer_head *h, struct kvf_why *why);
 
 /* peer.c */
-int kvf_peer_send(struct kvf_peer *p, struct kvf_peer_msg *m);
 /* Says HELLO again within the session: both sides forget what was told, and
  * lookups are asked again. */
 void kvf_peer_renew(struct kvf_peer *p);
 /* Dials a peer that is in the table; and hangs up, closing its links. */
 void kvf_peer_begin(struct kvf_peer *p);
 void kvf_peer_end(struct kvf_peer *p);
+/* peer_send.c */
+/* 0 also when it waits for room; -KVF_NO_SPACE. */
+int kvf_peer_send(struct kvf_peer *p, struct kvf_peer_msg *m);
+/* What waits is sent, or thrown away. */
+void kvf_peer_flush_queue(struct kvf_peer *p);
+void kvf_peer_drop_queue(struct kvf_peer *p);
+/* Now or not at all: the tick says it again. */
+void kvf_peer_send_hello(struct kvf_peer *p);
+void kvf_peer_send_ping(struct kvf_peer *p);
+/* peer_ways.c */
+void kvf_peer_close_tcp(struct kvf_peer *p);
+void kvf_peer_close_shm(struct kvf_peer *p);
+/* Can its pool be opened here? Both sides must have managed. m: its WELCOME. */
+void kvf_peer_open_shm(struct kvf_peer *p, const struct kvf_peer_msg *m);
+/* Its bulk port, secret and time-out, of a WELCOME. */
+void kvf_peer_take_terms(struct kvf_peer *p, const struct kvf_peer_msg *m);
 /* peer_rdma.c */
 void kvf_peer_rdma_init(struct kvf_peer *p);
 /* The session is up: connects at once where rdma is what gets will use. */
