@@ -46,7 +46,6 @@ void kvf_clients_drop_all(struct kvf_server *s);
 
 /* Sends the event that is in s->scratch (a whole map). Best effort. */
 void kvf_client_event(struct kvf_client *c);
-void kvf_clients_event(struct kvf_server *s); /* to all who asked */
 
 void kvf_event_retired(void *server, const struct kvf_gen *gen,
                        enum kvf_retire reason);

@@ -16,7 +16,8 @@ void kvf_client_event(struct kvf_client *c)
         s->stats.events++;
 }
 
-void kvf_clients_event(struct kvf_server *s)
+/* The same to all who asked. */
+static void to_listeners(struct kvf_server *s)
 {
     kvf_list_for_each (it, &s->event_clients)
         kvf_client_event(kvf_container_of(it, struct kvf_client, event_node));
@@ -147,7 +148,7 @@ void kvf_event_peer(void *server, const struct kvf_worker *worker, bool up,
     kvf_mpw_kv_u64(w, "replica", worker->replica);
     kvf_mpw_kv_str(w, "state", up ? "up" : "down");
     kvf_mpw_kv_str(w, "reason", reason != NULL ? reason : "");
-    kvf_clients_event(s);
+    to_listeners(s);
 }
 
 void kvf_event_drain(struct kvf_server *s, uint64_t timeout_ms)
@@ -158,7 +159,7 @@ void kvf_event_drain(struct kvf_server *s, uint64_t timeout_ms)
     kvf_mpw_map(w, 2);
     kvf_mpw_kv_str(w, "event", "drain");
     kvf_mpw_kv_u64(w, "timeout_ms", timeout_ms);
-    kvf_clients_event(s);
+    to_listeners(s);
 }
 
 void kvf_event_pool(struct kvf_server *s)
@@ -181,5 +182,5 @@ void kvf_event_pool(struct kvf_server *s)
     kvf_mpw_kv_str(w, "event", "pool_low");
     kvf_mpw_kv_u64(w, "free", free_bytes);
     kvf_mpw_kv_u64(w, "size", size);
-    kvf_clients_event(s);
+    to_listeners(s);
 }

@@ -117,23 +117,22 @@ void kvf_place_warn(const struct kvf_server *s)
                 s->engine_endpoint, s->bind_host);
 }
 
-const char *kvf_place_host_port(char *out, size_t cap, const char *host,
-                                uint16_t port)
+/* "host:port", "[v6]:port" */
+static void host_port(char *out, size_t cap, const char *host, uint16_t port)
 {
     if (strchr(host, ':') != NULL)
         snprintf(out, cap, "[%s]:%u", host, port);
     else
         snprintf(out, cap, "%s:%u", host, port);
-    return out;
 }
 
 static int ready_line(const struct kvf_server *s, FILE *out)
 {
     char peer[KVF_CONF_TEXT + 16], bulk[96] = "none";
 
-    kvf_place_host_port(peer, sizeof peer, s->host, s->peer_port);
+    host_port(peer, sizeof peer, s->host, s->peer_port);
     if (s->tcp != NULL)
-        kvf_place_host_port(bulk, sizeof bulk, s->bind_host, s->bulk_port);
+        host_port(bulk, sizeof bulk, s->bind_host, s->bulk_port);
     fprintf(out,
             "kvferryd ready engine=%s peer=tcp://%s bulk=%s pid=%ld "
             "incarnation=",

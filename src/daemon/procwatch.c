@@ -14,7 +14,6 @@ struct entry {
     struct kvf_source src;
     struct kvf_procwatch *pw;
     struct kvf_proc_id id; /* memset before use: it is a key */
-    uid_t uid;
     struct kvf_list watches;
     UT_hash_handle hh;
 };
@@ -71,11 +70,12 @@ static int entry_open(struct kvf_procwatch *pw, const struct kvf_proc_id *id,
                       struct entry **out, struct kvf_why *why)
 {
     struct entry *e = calloc(1, sizeof *e);
+    uid_t uid; /* whose it is does not matter here */
     int fd, rc;
 
     if (e == NULL)
         return kvf_fail(why, KVF_INTERNAL, "out of memory");
-    rc = kvf_proc_open(id, &fd, &e->uid, why);
+    rc = kvf_proc_open(id, &fd, &uid, why);
     if (rc < 0) {
         free(e);
         return rc;
@@ -201,11 +201,6 @@ void kvf_procwatch_destroy(struct kvf_procwatch *pw)
 int kvf_procwatch_fd(const struct kvf_proc_watch *w)
 {
     return w->entry != NULL ? w->entry->src.fd : -1;
-}
-
-uid_t kvf_procwatch_uid(const struct kvf_proc_watch *w)
-{
-    return w->entry != NULL ? w->entry->uid : (uid_t)-1;
 }
 
 unsigned kvf_procwatch_count(const struct kvf_procwatch *pw)

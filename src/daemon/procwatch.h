@@ -18,8 +18,7 @@ void kvf_procwatch_destroy(struct kvf_procwatch *pw); /* NULL is fine */
  * gone() until it is unwatched. */
 extern const struct kvf_proc_ops kvf_procwatch_ops;
 
-/* Of a watched process: its pidfd (the watch's) and effective uid. */
+/* The pidfd of a watched process (the watch's); -1: it has ended. */
 int kvf_procwatch_fd(const struct kvf_proc_watch *w);
-uid_t kvf_procwatch_uid(const struct kvf_proc_watch *w);
 unsigned kvf_procwatch_count(const struct kvf_procwatch *pw); /* pidfds */
 #endif

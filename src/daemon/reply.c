@@ -61,12 +61,6 @@ void kvf_reply_str(struct kvf_server *s, const char *key, const char *v)
     kvf_mpw_kv_str(&s->reply.w, key, v);
 }
 
-void kvf_reply_strn(struct kvf_server *s, const char *key, const char *v,
-                    size_t len)
-{
-    kvf_mpw_strn(kvf_reply_key(s, key), v, len);
-}
-
 void kvf_reply_bin(struct kvf_server *s, const char *key, const void *p,
                    size_t len)
 {

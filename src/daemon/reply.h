@@ -42,8 +42,6 @@ void kvf_reply_begin(struct kvf_server *s, const struct kvf_to *to,
 void kvf_reply_u64(struct kvf_server *s, const char *key, uint64_t v);
 void kvf_reply_bool(struct kvf_server *s, const char *key, bool v);
 void kvf_reply_str(struct kvf_server *s, const char *key, const char *v);
-void kvf_reply_strn(struct kvf_server *s, const char *key, const char *v,
-                    size_t len);
 void kvf_reply_bin(struct kvf_server *s, const char *key, const void *p,
                    size_t len);
 /* Writes the key; the caller writes one value into the writer returned. */

@@ -102,7 +102,7 @@ struct kvf_server {
     struct kvf_seg segs[KVF_MAX_SEGMENTS]; /* of the request at hand */
     struct kvf_undo_list *undo_lists;      /* undo.c */
     struct kvf_list nobody_buffers, nobody_views;
-    struct kvf_log_limit limit_malformed, limit_flood, limit_put;
+    struct kvf_log_limit limit_malformed, limit_flood;
 
     struct kvf_drain drain;
     bool leaving; /* the loop has ended: no message makes anything new */
@@ -177,9 +177,6 @@ int kvf_place_bind_engine(struct kvf_server *s, struct kvf_why *why);
 void kvf_place_warn(const struct kvf_server *s);
 /* The ready line, to stdout and to the ready file. */
 int kvf_place_announce(const struct kvf_server *s, struct kvf_why *why);
-/* "host:port", "[v6]:port". Returns out. */
-const char *kvf_place_host_port(char *out, size_t cap, const char *host,
-                                uint16_t port);
 
 /* ---- stats.c ------------------------------------------------------------ */
 

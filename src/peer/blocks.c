@@ -239,15 +239,6 @@ int kvf_layout_add(struct kvf_blocks *b, struct kvf_layout_decl *decl,
     return 0;
 }
 
-struct kvf_layout *kvf_layout_find(const struct kvf_blocks *b, uint64_t number)
-{
-    for (struct kvf_layout *l = kvf_layout_next(b, NULL); l != NULL;
-         l = kvf_layout_next(b, l))
-        if (l->number == number)
-            return l;
-    return NULL;
-}
-
 struct kvf_layout *kvf_layout_next(const struct kvf_blocks *b,
                                    const struct kvf_layout *l)
 {

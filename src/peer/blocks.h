@@ -87,7 +87,6 @@ void kvf_blocks_on_end(struct kvf_blocks *b,
 int kvf_layout_add(struct kvf_blocks *b, struct kvf_layout_decl *decl,
                    struct kvf_region *const *regions, struct kvf_list *owner,
                    struct kvf_layout **out, struct kvf_why *why);
-struct kvf_layout *kvf_layout_find(const struct kvf_blocks *b, uint64_t number);
 struct kvf_layout *kvf_layout_hold(struct kvf_layout *l);
 void kvf_layout_release(struct kvf_layout *l);
 /* Ends all of a session. */

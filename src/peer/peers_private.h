@@ -337,7 +337,6 @@ void kvf_guest_on_together(struct kvf_guest *g,
 bool kvf_guest_leave_together(struct kvf_guest *g, uint64_t ask);
 void kvf_guest_drop_together(struct kvf_guest *g);
 void kvf_together_free_all(struct kvf_peers *ps);
-unsigned kvf_together_count(const struct kvf_peers *ps);
 /* grant.c: a claim that nobody wants */
 void kvf_peer_refuse_claim(struct kvf_peer *p, uint64_t claim,
                            const struct kvf_id *token);

@@ -67,11 +67,6 @@ void kvf_together_free_all(struct kvf_peers *ps)
         group_free(t);
 }
 
-unsigned kvf_together_count(const struct kvf_peers *ps)
-{
-    return HASH_COUNT(ps->groups);
-}
-
 static void answer(struct kvf_guest *g, uint64_t ask, enum kvf_status status,
                    const char *text)
 {

@@ -6,7 +6,6 @@
 #include "request/pulls_private.h"
 
 #include <inttypes.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -73,19 +72,14 @@ void kvf_pull_free(struct kvf_pull *p)
     free(p);
 }
 
-void kvf_pull_because(struct kvf_pull *p, enum kvf_status status,
-                      const char *fmt, ...)
+/* The first cause is the answer. */
+static void because(struct kvf_pull *p, enum kvf_status status,
+                    const char *text)
 {
-    struct kvf_why why;
-    va_list ap;
-
     if (p->status != KVF_OK)
         return;
-    va_start(ap, fmt);
-    vsnprintf(why.text, sizeof why.text, fmt, ap);
-    va_end(ap);
     p->status = status;
-    p->text = strdup(why.text);
+    p->text = strdup(text);
 }
 
 static bool quiet(const struct kvf_pull *p)
@@ -106,7 +100,7 @@ void kvf_pull_fail(struct kvf_pull *p, const struct kvf_why *why)
 {
     struct kvf_sched *sched = p->ps->env.sched;
 
-    kvf_pull_because(p, why->status, "%s", why->text);
+    because(p, why->status, why->text);
     if (p->state >= KVF_PULL_DRAINING || kvf_pull_ask_out(p))
         return;
     p->state = KVF_PULL_DRAINING;
@@ -292,7 +286,7 @@ void kvf_pull_cancel(struct kvf_pull *p, enum kvf_status status,
 {
     if (p->state >= KVF_PULL_DRAINING || p->stopping || p->met)
         return; /* met: the others were told that all have it */
-    kvf_pull_because(p, status, "%s", text);
+    because(p, status, text);
     p->stopping = true;
     kvf_task_post(p->ps->env.sched, &p->task);
 }

@@ -117,9 +117,6 @@ struct kvf_pulls {
 /* pulls.c */
 /* Gives the whole up; the first cause is the answer. The pull may be gone. */
 void kvf_pull_fail(struct kvf_pull *p, const struct kvf_why *why);
-void kvf_pull_because(struct kvf_pull *p, enum kvf_status status,
-                      const char *fmt, ...)
-    __attribute__((format(printf, 3, 4)));
 /* A source is complete: the whole may be. */
 void kvf_pull_check_complete(struct kvf_pull *p);
 /* A source that was given up is quiet. */

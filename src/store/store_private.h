@@ -168,7 +168,6 @@ void kvf_tomb_set(struct kvf_key *key, struct kvf_tomb *t, const char *text,
                   size_t text_len);
 void kvf_tomb_lift(struct kvf_key *key); /* if it has one */
 void kvf_tomb_trim(struct kvf_store *st);
-enum kvf_status kvf_tomb_status(const struct kvf_tomb *t);
 int kvf_tomb_fail(const struct kvf_tomb *t, uint64_t now_ns,
                   struct kvf_why *why);
 

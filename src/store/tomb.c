@@ -13,7 +13,7 @@
 /* What fits into a struct kvf_why with room for a prefix. */
 #define MAX_REASON 200u
 
-enum kvf_status kvf_tomb_status(const struct kvf_tomb *t)
+static enum kvf_status status_of(const struct kvf_tomb *t)
 {
     if (t->reason == KVF_RETIRE_CONSUMED)
         return KVF_CONSUMED;
@@ -122,7 +122,7 @@ void kvf_tomb_set(struct kvf_key *key, struct kvf_tomb *t, const char *text,
     kvf_timer_init(&t->timer, tomb_due);
     kvf_timer_set(st->sched, &t->timer, kvf_store_after_ms(st, t->ttl_ms));
     kvf_tomb_fail(t, t->at_ns, &why);
-    kvf_waiters_end(key, false, t->generation, kvf_tomb_status(t), why.text);
+    kvf_waiters_end(key, false, t->generation, status_of(t), why.text);
     kvf_tomb_trim(st);
 }
 
