@@ -19,20 +19,6 @@ struct pending_put {
     struct kvf_buffer *own; /* of a payload put */
 };
 
-static void log_put(struct kvf_server *s, const struct kvf_gen *g)
-{
-    char key[512];
-
-    if (!kvf_log_on(KVF_LOG_INFO))
-        return;
-    (void)s;
-    kvf_log(KVF_LOG_INFO, "KVF PUT",
-            "key=%s gen=%" PRIu64 " size=%" PRIu64 " readers=%" PRIu64
-            " ttl_ms=%" PRIu64 " segments=%u",
-            kvf_log_key(key, sizeof key, g->key, g->key_len), g->generation,
-            g->size, g->readers, g->ttl_ms, g->n_segs);
-}
-
 static void reply_put(struct kvf_server *s, const struct kvf_to *to,
                       const struct kvf_put *put, uint64_t size,
                       uint64_t generation)
@@ -70,7 +56,7 @@ static int publish(struct kvf_server *s, struct kvf_client *c,
         return rc;
     if (put->notify)
         c->notify++;
-    log_put(s, g);
+    kvf_gen_log_put(g);
     size = g->size;
     generation = g->generation;
     /* Gets that waited for it come first: somebody stands still for them. The

@@ -10,8 +10,6 @@
  * published even if nobody hears of it. */
 #include "peer/access.h"
 
-#include "base/log.h"
-
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
@@ -85,18 +83,6 @@ static void room_deny(struct kvf_room *r, const struct kvf_why *why)
 
 /* ---- publishing --------------------------------------------------------- */
 
-static void log_put(const struct kvf_gen *g)
-{
-    char key[512];
-
-    if (kvf_log_on(KVF_LOG_INFO))
-        kvf_log(KVF_LOG_INFO, "KVF PUT",
-                "key=%s gen=%" PRIu64 " size=%" PRIu64 " readers=%" PRIu64
-                " ttl_ms=%" PRIu64 " segments=%u",
-                kvf_log_key(key, sizeof key, g->key, g->key_len), g->generation,
-                g->size, g->readers, g->ttl_ms, g->n_segs);
-}
-
 static int publish(struct kvf_room *r, uint64_t *generation,
                    struct kvf_why *why)
 {
@@ -119,7 +105,7 @@ static int publish(struct kvf_room *r, uint64_t *generation,
         kvf_pushed_add(ps, r->pushed, g->generation);
     r->pushed = NULL;
     ps->env.stats->pushed++;
-    log_put(g);
+    kvf_gen_log_put(g);
     /* From here on the push has been done, whatever becomes of the answer. */
     kvf_memo_add(&ps->pushes, &r->push, *generation);
     return 0;

@@ -2,8 +2,6 @@
  * own engines. The same machine, with this daemon's tables for an answer. */
 #include "request/moves_private.h"
 
-#include "base/log.h"
-
 #include <inttypes.h>
 
 static void pin_room(struct kvf_move *m)
@@ -102,7 +100,6 @@ static int publish(struct kvf_move *m, struct kvf_why *why)
         .checksum = m->sum_value,
     };
     const struct kvf_gen *g;
-    char key[512];
     int rc;
 
     kvf_buffer_unpin(m->room.buffer);
@@ -114,12 +111,7 @@ static int publish(struct kvf_move *m, struct kvf_why *why)
     }
     m->generation = g->generation;
     env->stats->pushed++;
-    if (kvf_log_on(KVF_LOG_INFO))
-        kvf_log(KVF_LOG_INFO, "KVF PUT",
-                "key=%s gen=%" PRIu64 " size=%" PRIu64 " readers=%" PRIu64
-                " ttl_ms=%" PRIu64 " segments=%u",
-                kvf_log_key(key, sizeof key, g->key, g->key_len), g->generation,
-                g->size, g->readers, g->ttl_ms, g->n_segs);
+    kvf_gen_log_put(g);
     kvf_store_settle(env->store);
     return 0;
 }

@@ -213,3 +213,16 @@ void kvf_gen_run(struct kvf_task *t)
     }
     kvf_task_post(st->sched, t);
 }
+
+void kvf_gen_log_put(const struct kvf_gen *g)
+{
+    char key[512];
+
+    if (!kvf_log_on(KVF_LOG_INFO))
+        return;
+    kvf_log(KVF_LOG_INFO, "KVF PUT",
+            "key=%s gen=%" PRIu64 " size=%" PRIu64 " readers=%" PRIu64
+            " ttl_ms=%" PRIu64 " segments=%u",
+            kvf_log_key(key, sizeof key, g->key, g->key_len), g->generation,
+            g->size, g->readers, g->ttl_ms, g->n_segs);
+}

@@ -130,6 +130,9 @@ struct kvf_gen {
     void *user;
     struct kvf_gen_private *priv;
 };
+/* The line [KVF PUT] of a generation that an engine, here or elsewhere, has
+ * just published. */
+void kvf_gen_log_put(const struct kvf_gen *g);
 /* The payload as one piece: in place when it lies in one (*scratch NULL), else
  * gathered into *scratch, which the caller frees. NULL: out of memory. Copies
  * up to gen->size bytes: for small payloads. */

@@ -68,6 +68,17 @@ static void gone_list(struct kvf_body *b, struct kvf_peer_gone **out,
     *n = a->size;
 }
 
+static void read_hello(struct kvf_body *b, struct kvf_peer_msg *m)
+{
+    pool(b, &m->u.hello.pool);
+    kvf_body_u64_in(b, "peer_timeout_ms", 0, KVF_MAX_MS,
+                    &m->u.hello.peer_timeout_ms);
+    claims(b, "live", &m->u.hello.live, &m->u.hello.n_live);
+    gone_list(b, &m->u.hello.gone, &m->u.hello.n_gone);
+    kvf_body_flag_opt(b, "rdma", &m->u.hello.rdma);
+    kvf_body_u64_opt(b, "link", 0, UINT64_MAX, &m->u.hello.link);
+}
+
 /* An address, with a scope at most: nothing here may start a look-up. */
 static bool numeric(const char *host)
 {
@@ -132,6 +143,18 @@ static void read_ask(struct kvf_body *b, struct kvf_peer_ask *a)
         a->mode = (enum kvf_mode)i;
 }
 
+static void read_deny(struct kvf_body *b, struct kvf_peer_msg *m)
+{
+    kvf_body_u64(b, "ask", &m->u.deny.ask);
+    kvf_body_status(b, A_FAILURE, &m->u.deny.status);
+    kvf_body_u64(b, "generation", &m->u.deny.generation);
+    kvf_body_u64(b, "size", &m->u.deny.size);
+    kvf_body_u64_opt(b, "free", 0, UINT64_MAX, &m->u.deny.free);
+    kvf_body_u64_opt(b, "largest_free", 0, UINT64_MAX, &m->u.deny.largest_free);
+    kvf_body_u64_opt(b, "needed", 0, UINT64_MAX, &m->u.deny.needed);
+    kvf_body_text(b, "text", m->u.deny.text, sizeof m->u.deny.text);
+}
+
 static void read_gone(struct kvf_body *b, struct kvf_peer_gone *g)
 {
     kvf_body_id(b, "incarnation", &g->incarnation);
@@ -143,13 +166,7 @@ static void read_body(struct kvf_body *b, struct kvf_peer_msg *m)
 {
     switch (m->head.type) {
     case KVF_PEER_HELLO:
-        pool(b, &m->u.hello.pool);
-        kvf_body_u64_in(b, "peer_timeout_ms", 0, KVF_MAX_MS,
-                        &m->u.hello.peer_timeout_ms);
-        claims(b, "live", &m->u.hello.live, &m->u.hello.n_live);
-        gone_list(b, &m->u.hello.gone, &m->u.hello.n_gone);
-        kvf_body_flag_opt(b, "rdma", &m->u.hello.rdma);
-        kvf_body_u64_opt(b, "link", 0, UINT64_MAX, &m->u.hello.link);
+        read_hello(b, m);
         break;
     case KVF_PEER_WELCOME:
         read_welcome(b, m);
@@ -172,15 +189,7 @@ static void read_body(struct kvf_body *b, struct kvf_peer_msg *m)
         kvf_peer_grant_read(b, m);
         break;
     case KVF_PEER_DENY:
-        kvf_body_u64(b, "ask", &m->u.deny.ask);
-        kvf_body_status(b, A_FAILURE, &m->u.deny.status);
-        kvf_body_u64(b, "generation", &m->u.deny.generation);
-        kvf_body_u64(b, "size", &m->u.deny.size);
-        kvf_body_u64_opt(b, "free", 0, UINT64_MAX, &m->u.deny.free);
-        kvf_body_u64_opt(b, "largest_free", 0, UINT64_MAX,
-                         &m->u.deny.largest_free);
-        kvf_body_u64_opt(b, "needed", 0, UINT64_MAX, &m->u.deny.needed);
-        kvf_body_text(b, "text", m->u.deny.text, sizeof m->u.deny.text);
+        read_deny(b, m);
         break;
     case KVF_PEER_DONE:
     case KVF_PEER_ABORT:
