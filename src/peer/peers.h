@@ -172,8 +172,8 @@ struct kvf_peer_user {
     void (*on_down)(struct kvf_peer_user *u, const struct kvf_why *why);
 };
 
-/* The peer at an address; dials it when new. `expect` (may be NULL): the worker
- * that must be there. -KVF_BUSY at max_peers. */
+/* The peer at an address; dials it when new. -KVF_BUSY at max_peers,
+ * -KVF_INVALID when the name is too long, -KVF_NO_SPACE. */
 int kvf_peer_at(struct kvf_peers *ps, const char *host, uint16_t port,
                 struct kvf_peer **out, struct kvf_why *why);
 bool kvf_peer_is_self(const struct kvf_peers *ps, const char *host,

@@ -28,7 +28,7 @@ struct kvf_gets_env {
 };
 int kvf_gets_create(const struct kvf_gets_env *env, struct kvf_gets **out,
                     struct kvf_why *why);
-/* Every get must have been answered (kvf_get_cancel_all and run the loop). */
+/* Every get must have been answered (kvf_gets_cancel_all and run the loop). */
 void kvf_gets_destroy(struct kvf_gets *gs);
 
 struct kvf_get_params {

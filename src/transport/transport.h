@@ -104,7 +104,8 @@ struct kvf_transfer_op {
 /* ---- the owner's side --------------------------------------------------- */
 
 /* How a transport that serves bytes asks its owner's daemon whether a request
- * may touch them. `session` is what kvf_transport_admit was given. */
+ * may touch them. `session` is the one that was admitted (kvf_tcp_admit) or
+ * whose handshake succeeded (rdma). */
 struct kvf_serve_ops {
     /* Checks claim, token, session, range; fills at most *n_iov pieces (on
      * return: how many; they cover a prefix of [offset, offset+length) when
