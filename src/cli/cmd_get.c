@@ -28,23 +28,58 @@ static int write_all(int fd, const void *p, size_t n)
     return 0;
 }
 
-static int save(const struct kvferry_payload *p, const char *output)
+/* Where the bytes go. Opened before they are asked for: a get consumes. */
+struct output {
+    const char *path; /* NULL: standard output */
+    int fd;
+    bool made; /* the file was not there before */
+};
+
+static int io_failed(const struct output *o)
+{
+    fprintf(stderr, "kvferry: %s: %s\n",
+            o->path == NULL ? "standard output" : o->path, strerror(errno));
+    return CLI_IO;
+}
+
+static int output_open(struct output *o, const char *path)
+{
+    const int flags = O_WRONLY | O_CREAT | O_CLOEXEC;
+
+    *o = (struct output){.fd = STDOUT_FILENO};
+    if (path == NULL || strcmp(path, "-") == 0)
+        return 0;
+    o->path = path;
+    o->fd = open(path, flags | O_EXCL, 0666);
+    o->made = o->fd >= 0;
+    if (o->fd < 0 && errno == EEXIST)
+        o->fd = open(path, flags, 0666);
+    return o->fd >= 0 ? 0 : io_failed(o);
+}
+
+/* Nothing came: what was there before stays as it was. */
+static void output_drop(const struct output *o)
+{
+    if (o->made)
+        unlink(o->path);
+    if (o->path != NULL)
+        close(o->fd);
+}
+
+static int save(const struct kvferry_payload *p, const struct output *o)
 {
     const struct kvferry_piece *piece;
     unsigned n = kvferry_payload_pieces(p, &piece);
-    bool std = output == NULL || strcmp(output, "-") == 0;
-    int fd = std ? STDOUT_FILENO
-                 : open(output, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-    bool bad = fd < 0;
+    bool bad = false;
 
-    for (unsigned i = 0; i < n && !bad; i++)
-        bad = write_all(fd, piece[i].data, piece[i].length) != 0;
-    if (fd >= 0 && !std && close(fd) != 0)
+    /* Of a device there is nothing to cut. */
+    if (o->path != NULL && ftruncate(o->fd, 0) != 0 && errno != EINVAL)
         bad = true;
-    if (bad)
-        fprintf(stderr, "kvferry: %s: %s\n", std ? "standard output" : output,
-                strerror(errno));
-    return bad ? CLI_IO : 0;
+    for (unsigned i = 0; i < n && !bad; i++)
+        bad = write_all(o->fd, piece[i].data, piece[i].length) != 0;
+    if (o->path != NULL && !bad)
+        bad = close(o->fd) != 0;
+    return bad ? io_failed(o) : 0;
 }
 
 static void report(const char *key, const struct kvferry_payload *p)
@@ -137,6 +172,7 @@ int cli_get(struct cli *c, int argc, char **argv)
 {
     struct get_args a = {.output = NULL};
     struct kvferry_payload *p;
+    struct output out;
     struct kvferry *h;
     int code, rc;
 
@@ -145,14 +181,20 @@ int cli_get(struct cli *c, int argc, char **argv)
             return cli_usage(c, "bad option");
     if (argc - optind != 1)
         return cli_usage(c, "needs KEY");
-    rc = cli_open(c, 0, &h);
+    rc = output_open(&out, a.output);
     if (rc != 0)
         return rc;
+    rc = cli_open(c, 0, &h);
+    if (rc != 0) {
+        output_drop(&out);
+        return rc;
+    }
     rc = kvferry_get(h, argv[optind], &a.o, &p);
     if (rc != 0) {
         rc = cli_failed(h, rc, "get %s", argv[optind]);
+        output_drop(&out);
     } else {
-        rc = save(p, a.output);
+        rc = save(p, &out);
         report(argv[optind], p);
         kvferry_release(&p);
     }

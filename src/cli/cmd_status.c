@@ -126,7 +126,7 @@ int cli_status(struct cli *c, int argc, char **argv)
     if (rc != 0)
         return rc;
     rc = show(h, json);
-    while (rc == 0 && watch != 0) {
+    while (rc == 0 && watch != 0 && !ferror(stdout)) {
         sleep((unsigned)watch);
         if (!json && isatty(STDOUT_FILENO))
             printf("\033[H\033[2J");

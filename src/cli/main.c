@@ -1,6 +1,7 @@
 /* `kvferry SUBCOMMAND ...`: finds the subcommand and runs it. */
 #include "cli.h"
 
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -143,7 +144,7 @@ int cli_version(struct cli *c, int argc, char **argv)
     return 0;
 }
 
-int main(int argc, char **argv)
+static int run(int argc, char **argv)
 {
     static char name[64]; /* getopt begins its messages with it */
     const struct cli_command *cmd;
@@ -170,4 +171,17 @@ int main(int argc, char **argv)
     snprintf(name, sizeof name, "kvferry %s", cmd->name);
     argv[1] = name;
     return cmd->run(&c, argc - 1, argv + 1);
+}
+
+/* What was printed and could not be written is a failure of its own. */
+int main(int argc, char **argv)
+{
+    int rc = run(argc, argv);
+
+    errno = 0;
+    if (fflush(stdout) == 0 && !ferror(stdout))
+        return rc;
+    fprintf(stderr, "kvferry: standard output: %s\n",
+            errno != 0 ? strerror(errno) : "not all of it was written");
+    return rc != 0 ? rc : CLI_IO;
 }

@@ -5,6 +5,7 @@
  * an order that is none, or names bytes outside of the window, is dropped. */
 #include "pair.h"
 
+#include "base/newfile.h"
 #include "bench.h"
 
 #include <inttypes.h>
@@ -111,27 +112,10 @@ static int place(struct target *t, struct kvferry_metadata *out)
     return 0;
 }
 
-/* Whole or not at all: whoever waits for the file reads it at once. */
-static int to_file(const char *path, const char *line)
-{
-    char tmp[4200];
-    FILE *f;
-    int bad;
-
-    if ((size_t)snprintf(tmp, sizeof tmp, "%s.tmp", path) >= sizeof tmp)
-        return -1;
-    f = fopen(tmp, "we");
-    if (f == NULL)
-        return -1;
-    bad = fputs(line, f) < 0;
-    if (fclose(f) != 0 || bad || rename(tmp, path) != 0)
-        return -1;
-    return 0;
-}
-
 static int tell(struct target *t)
 {
     struct kvferry_metadata m;
+    struct kvf_why why;
     bool v6;
     char line[1200];
     int rc = place(t, &m);
@@ -145,8 +129,9 @@ static int tell(struct target *t)
              v6 ? "[" : "", m.source_host, v6 ? "]" : "", m.source_port,
              t->p->window, t->data.size, t->data.offset, t->info.endpoint,
              t->info.daemon_pid, (long)getpid());
-    if (t->p->ready_file != NULL && to_file(t->p->ready_file, line) != 0) {
-        perror(t->p->ready_file);
+    if (t->p->ready_file != NULL &&
+        kvf_newfile(t->p->ready_file, line, &why) < 0) {
+        fprintf(stderr, "kvferry bench: %s\n", why.text);
         return CLI_IO;
     }
     fputs(line, stdout);

@@ -2,6 +2,7 @@
  * from the configuration, numeric bind address, one ready line.
  * Failure modes: a name that does not resolve, a path that is too long, a port
  * that is taken. */
+#include "base/newfile.h"
 #include "daemon/engine.h"
 
 #include <arpa/inet.h>
@@ -126,52 +127,33 @@ static void host_port(char *out, size_t cap, const char *host, uint16_t port)
         snprintf(out, cap, "%s:%u", host, port);
 }
 
-static int ready_line(const struct kvf_server *s, FILE *out)
+static void ready_line(const struct kvf_server *s, char *out, size_t cap)
 {
-    char peer[KVF_CONF_TEXT + 16], bulk[96] = "none";
+    char peer[KVF_CONF_TEXT + 16], bulk[96] = "none", id[2 * KVF_ID_LEN + 1];
 
     host_port(peer, sizeof peer, s->host, s->peer_port);
     if (s->tcp != NULL)
         host_port(bulk, sizeof bulk, s->bind_host, s->bulk_port);
-    fprintf(out,
-            "kvferryd ready engine=%s peer=tcp://%s bulk=%s pid=%ld "
-            "incarnation=",
-            s->engine_endpoint, peer, bulk, (long)getpid());
     for (unsigned i = 0; i < KVF_ID_LEN; i++)
-        fprintf(out, "%02x", s->incarnation.b[i]);
-    fputc('\n', out);
-    return fflush(out);
+        snprintf(id + 2 * i, 3, "%02x", s->incarnation.b[i]);
+    snprintf(out, cap,
+             "kvferryd ready engine=%s peer=tcp://%s bulk=%s pid=%ld "
+             "incarnation=%s\n",
+             s->engine_endpoint, peer, bulk, (long)getpid(), id);
 }
 
-/* Written beside and renamed: a reader sees all of it or nothing. */
-static int write_ready_file(const struct kvf_server *s, struct kvf_why *why)
+int kvf_place_announce(struct kvf_server *s, struct kvf_why *why)
 {
-    char temp[4096];
-    FILE *f;
-    int n =
-        snprintf(temp, sizeof temp, "%s.%ld", s->ready_path, (long)getpid());
-    int bad;
+    char line[3 * KVF_CONF_TEXT + 256];
 
-    if (n < 0 || (size_t)n >= sizeof temp)
-        return kvf_fail(why, KVF_INVALID, "--ready-file: the name is too long");
-    f = fopen(temp, "we");
-    if (f == NULL)
-        return kvf_fail(why, KVF_INVALID, "cannot write %s: %s", temp,
-                        strerror(errno));
-    bad = ready_line(s, f);
-    bad |= fclose(f);
-    if (bad != 0 || rename(temp, s->ready_path) != 0) {
-        n = errno;
-        unlink(temp);
-        return kvf_fail(why, KVF_INVALID, "cannot write %s: %s", s->ready_path,
-                        strerror(n));
-    }
-    return 0;
-}
-
-int kvf_place_announce(const struct kvf_server *s, struct kvf_why *why)
-{
+    ready_line(s, line, sizeof line);
     /* Whoever waits on stdout may have gone: no reason not to serve. */
-    (void)ready_line(s, stdout);
-    return s->ready_path != NULL ? write_ready_file(s, why) : 0;
+    (void)fputs(line, stdout);
+    (void)fflush(stdout);
+    if (s->ready_path == NULL)
+        return 0;
+    if (kvf_newfile(s->ready_path, line, why) < 0)
+        return kvf_fail_prefix(why, "--ready-file");
+    s->has_ready_file = true;
+    return 0;
 }

@@ -392,7 +392,7 @@ void kvf_server_destroy(struct kvf_server *s)
         settle(s);
         leave_peers(s);
     }
-    if (s->ready_path != NULL && s->engine != NULL)
+    if (s->has_ready_file)
         unlink(s->ready_path);
     kvf_zsock_close(s->engine, LAST_REPLIES_MS);
     kvf_undo_lists_free(s);

@@ -42,6 +42,7 @@ struct kvf_server {
     /* what it was told */
     struct kvf_conf *conf;
     const char *conf_path, *ready_path;
+    bool has_ready_file; /* it was written */
 
     /* who it is */
     struct kvf_id incarnation;
@@ -176,7 +177,7 @@ int kvf_place_bind_engine(struct kvf_server *s, struct kvf_why *why);
 /* Warns when a bound address can be reached from other hosts. */
 void kvf_place_warn(const struct kvf_server *s);
 /* The ready line, to stdout and to the ready file. */
-int kvf_place_announce(const struct kvf_server *s, struct kvf_why *why);
+int kvf_place_announce(struct kvf_server *s, struct kvf_why *why);
 
 /* ---- stats.c ------------------------------------------------------------ */
 

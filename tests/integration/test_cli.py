@@ -5,6 +5,7 @@ import os
 import re
 import resource
 import socket
+import stat
 import subprocess
 
 import pytest
@@ -251,6 +252,38 @@ def test_file_errors(daemon, tmp_path):
     (tmp_path / "big").touch()
     os.truncate(tmp_path / "big", 65 * MIB)
     at(daemon, "put", "k", tmp_path / "big", rc=CODE["TOO_LARGE"])
+
+
+def test_a_get_that_cannot_be_written_consumes_nothing(daemon, tmp_path):
+    at(daemon, "put", "k", "-", input_=b"abc")
+    for out in (tmp_path / "no" / "file", tmp_path):
+        at(daemon, "get", "k", "-o", out, rc=IO)
+    old = tmp_path / "old"
+    old.write_bytes(b"long before")
+    at(daemon, "get", "none", "-o", old, "--no-wait", "--from", "0",
+       rc=CODE["NOT_FOUND"])
+    assert old.read_bytes() == b"long before"
+    at(daemon, "get", "none", "-o", tmp_path / "new", "--no-wait", "--from",
+       "0", rc=CODE["NOT_FOUND"])
+    assert not (tmp_path / "new").exists()
+    at(daemon, "get", "k", "-o", old)
+    assert old.read_bytes() == b"abc"
+
+
+@pytest.mark.parametrize("cmd", [["get", "k"], ["get", "k", "-o", "/dev/full"],
+                                 ["ls"], ["status"], ["status", "--json"],
+                                 ["--help"], ["--version"], ["help", "get"]])
+def test_a_full_disk_is_told(daemon, cmd):
+    if not stat.S_ISCHR(os.stat("/dev/full").st_mode):
+        pytest.skip("no /dev/full here")
+    daemon.engine().ok("put", b"abc", key="k")
+    where = [] if cmd[0] in ("--help", "--version", "help") else [
+        "--endpoint", daemon.endpoint]
+    with open("/dev/full", "wb") as full:
+        p = subprocess.run([KVFERRY] + cmd + where, stdout=full,
+                           stderr=subprocess.PIPE, timeout=60, check=False)
+    assert p.returncode == IO
+    assert b"standard output: " in p.stderr or b"/dev/full: " in p.stderr
 
 
 # ---- looking and administration -------------------------------------------

@@ -179,6 +179,25 @@ def test_ready_line_is_printed_and_parseable(daemon):
     assert daemon.ready_line in daemon.log()
 
 
+@pytest.mark.parametrize("what", ["fifo", "folder", "link"])
+def test_the_ready_file_replaces_only_a_file(write, tmp_path, what):
+    """Not /dev/stdout of a daemon that root runs."""
+    path = tmp_path / "ready"
+    if what == "fifo":
+        os.mkfifo(path)
+    elif what == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to("elsewhere")
+    before = os.lstat(path)
+    conf = write(f"[worker]\nengine_endpoint = ipc://{tmp_path}/e\n"
+                 "[connector]\nhost = 127.0.0.1\nzmq_port = auto\n"
+                 "memory_pool_size = 16MiB\n")
+    p = run(conf, "--ready-file", str(path))
+    assert p.returncode == 1 and "no regular file" in p.stdout + p.stderr
+    assert os.lstat(path).st_ino == before.st_ino
+
+
 def test_socket_and_its_directory_are_private(daemon):
     path = daemon.endpoint[len("ipc://"):]
     assert os.stat(path).st_mode & 0o777 == 0o600
