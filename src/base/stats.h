@@ -53,6 +53,7 @@
     X(rdma_doorbells, "calls that posted them")                                \
     X(rdma_completions, "completions polled")                                  \
     X(rdma_registrations, "memory registrations, the pool's included")         \
+    X(moves, "pushes, writes and reads begun")                                 \
     X(pushes, "pushes answered OK")                                            \
     X(push_bytes, "their bytes")                                               \
     X(pushed, "payloads of pushes of others published here")                   \

@@ -188,6 +188,7 @@ int kvf_move_start(struct kvf_moves *ms, const struct kvf_move_params *p,
                       : m->t_start + p->timeout_ms * KVF_NS_PER_MS);
     kvf_list_push_back(&ms->all, &m->node);
     ms->running++;
+    ms->env.stats->moves++;
     kvf_task_post(s, &m->task);
     *out = m;
     return 0;

@@ -167,15 +167,15 @@ static void measure(struct shm *shm, uint64_t bytes, uint64_t ns)
     shm->rate = (shm->rate * 3 + rate) / 4;
 }
 
-/* The op that is next, of those that are posted. Those of a transfer whose turn
- * is over go to the end. */
+/* The op that is next, of those that are posted: there is one. Those of a
+ * transfer whose turn is over go to the end. */
 static struct kvf_transfer_op *next_op(struct shm *shm)
 {
     struct kvf_list *skipped = NULL, *n;
     struct kvf_transfer_op *op;
 
     for (;;) {
-        n = kvf_list_first(&shm->ops);
+        n = shm->ops.next;
         op = kvf_container_of(n, struct kvf_transfer_op, node);
         if (op->remote != shm->turn || shm->turn_left > 0 || n == skipped)
             break;

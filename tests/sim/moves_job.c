@@ -184,9 +184,15 @@ void job_expose(struct sim *sim, struct sim_node *n)
 void job_unexpose(struct sim_node *n)
 {
     struct kvf_window *w = job_window(n);
-    struct sim_node *before = sim_enter(n);
-    struct kvf_buffer *b = w->seg.buffer;
+    struct sim_node *before;
+    struct kvf_buffer *b;
 
+    if (w == NULL) {
+        sim_fail(n->sim, "no window to take back");
+        return;
+    }
+    before = sim_enter(n);
+    b = w->seg.buffer;
     kvf_window_close(w, "unexposed");
     kvf_buffer_retire(b);
     sim_leave(n, before);

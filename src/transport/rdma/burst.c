@@ -14,16 +14,13 @@
 /* Times as long while nobody asks: a doorbell takes some 0.3 ms there, whatever
  * it moves, so a short turn loses a sixth of the time and a long one little. */
 #define ALONE 8u
-/* Turns are short for so long after a question: whoever asks once a second, or
- * more often, meets a long one only the first time. */
-#define ASKED_NS (2 * KVF_NS_PER_S)
 #define BURST_MIN (32ull << 10) /* bytes; a multiple of it is posted */
 
 /* Is something on its way? (Everything posted may be done, and of the first op
  * more to be posted.) */
-static bool amid(const struct kvf_rdma_link *l)
+static bool amid(struct kvf_rdma_link *l)
 {
-    const struct kvf_list *n = kvf_list_first(&l->queued);
+    struct kvf_list *n = kvf_list_first(&l->queued);
 
     return l->posted != l->done ||
            (n != NULL &&
@@ -40,17 +37,14 @@ static bool only_one(const struct kvf_rdma *r)
     return n_amid <= 1;
 }
 
-uint64_t kvf_rdma_turn_bytes(const struct kvf_rdma_link *l)
+uint64_t kvf_rdma_turn_bytes(struct kvf_rdma_link *l)
 {
     struct kvf_rdma *r = l->r;
-    uint64_t now = r->t.sched->now_ns, bytes = r->burst;
-    uint64_t asked = r->t.stats->requests + r->t.stats->claims;
+    uint64_t bytes = r->burst;
+    bool alone =
+        kvf_turn_long(&r->turn, r->t.stats, r->t.sched->now_ns, amid(l));
 
-    /* What comes before the first byte moves is what wants the bytes. */
-    if (asked != r->asked && amid(l))
-        r->asked_until = now + ASKED_NS;
-    r->asked = asked;
-    if (r->burst_known && now >= r->asked_until && only_one(r))
+    if (alone && r->burst_known && only_one(r))
         bytes *= ALONE;
     return bytes < r->conf.burst ? bytes : r->conf.burst;
 }

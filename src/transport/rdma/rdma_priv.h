@@ -4,6 +4,7 @@
 
 #include "transport/rdma/rdma.h"
 #include "transport/rdma/verbs.h"
+#include "transport/turn.h"
 
 #define KVF_RDMA_OPS_MAX 256u /* posted on one link */
 #define KVF_RDMA_CHAIN 64u    /* work requests of one doorbell */
@@ -108,8 +109,7 @@ struct kvf_rdma {
     /* burst.c */
     uint64_t burst;       /* bytes of a short turn: conf.burst, or fewer */
     bool burst_known;     /* learnt from a turn, not the first guess */
-    uint64_t asked;       /* requests and claims seen so far */
-    uint64_t asked_until; /* turns are short until then, ns */
+    struct kvf_turn turn; /* is one short now? */
     /* guest.c */
     struct kvf_list guests;
     void **writers; /* sessions that may write */
@@ -282,7 +282,7 @@ void kvf_rdma_links_destroy(struct kvf_rdma *r);
 
 /* burst.c */
 /* What a turn may post that begins now; notices whether somebody asked. */
-uint64_t kvf_rdma_turn_bytes(const struct kvf_rdma_link *l);
+uint64_t kvf_rdma_turn_bytes(struct kvf_rdma_link *l);
 /* Posting `bytes` took `ns`. Grows fast and shrinks slowly: a post that takes
  * long may only have been interrupted. */
 void kvf_rdma_learn_burst(struct kvf_rdma *r, uint64_t bytes, uint64_t ns);

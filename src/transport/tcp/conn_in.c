@@ -34,6 +34,7 @@ void kvf_tcp_in_close(struct kvf_tcp_in *c)
     close(c->fd);
     kvf_list_unlink(&c->node);
     tcp->n_in--;
+    kvf_tcp_in_amid(c, false);
     kvf_tcp_in_unpin(c, &c->tx_part);
     kvf_tcp_in_unpin(c, &c->wr_part);
     kvf_tcp_job_end(c, &c->tx);

@@ -190,17 +190,31 @@ static bool send_on(struct kvf_tcp_in *c)
     return true;
 }
 
+void kvf_tcp_in_amid(struct kvf_tcp_in *c, bool amid)
+{
+    c->tcp->n_amid += amid;
+    c->tcp->n_amid -= c->tx_amid;
+    c->tx_amid = amid;
+}
+
 bool kvf_tcp_in_send(struct kvf_tcp_in *c, uint64_t *bytes)
 {
+    uint64_t turn;
+
     c->tx_blocked = false;
-    while (*bytes < KVF_TCP_BUDGET) {
+    if (!c->tx_active && c->q_n == 0)
+        return true;
+    turn = kvf_tcp_turn(c->tcp, c->tx_amid, c->tcp->n_amid);
+    while (*bytes < turn) {
         ssize_t n;
 
-        if (!c->tx_active && c->q_n == 0)
+        if (!c->tx_active && c->q_n == 0) {
+            kvf_tcp_in_amid(c, false);
             return true;
+        }
         if (!c->tx_active)
             answer_next(c);
-        n = send_once(c, KVF_TCP_BUDGET - *bytes);
+        n = send_once(c, turn - *bytes);
         if (n < 0 && errno == EINTR)
             continue;
         if (n < 0 && errno == EAGAIN) {
@@ -209,6 +223,7 @@ bool kvf_tcp_in_send(struct kvf_tcp_in *c, uint64_t *bytes)
         }
         if (n <= 0)
             return lost(c);
+        kvf_tcp_in_amid(c, true);
         *bytes += (uint64_t)n;
         if (!send_on(c))
             return false;

@@ -56,17 +56,21 @@ static struct iovec op_piece(const struct kvf_transfer_op *op, unsigned i)
 }
 
 /* The part of the op's memory that has not moved yet, as far as KVF_TCP_IOV
- * pieces go; adds its bytes to *sum. */
+ * pieces and max bytes go; *sum says how many. */
 static unsigned op_rest(const struct kvf_transfer_op *op, struct iovec *v,
-                        uint64_t *sum)
+                        uint64_t max, uint64_t *sum)
 {
     uint64_t skip = op->cur_iov_off;
     unsigned n = 0;
 
-    for (unsigned i = op->cur_iov; i < op_pieces(op) && n < KVF_TCP_IOV; i++) {
+    *sum = 0;
+    for (unsigned i = op->cur_iov;
+         i < op_pieces(op) && n < KVF_TCP_IOV && *sum < max; i++) {
         v[n] = op_piece(op, i);
         v[n].iov_base = (char *)v[n].iov_base + skip;
         v[n].iov_len -= skip;
+        if (v[n].iov_len > max - *sum)
+            v[n].iov_len = max - *sum;
         *sum += v[n].iov_len;
         skip = 0;
         if (v[n].iov_len > 0)
@@ -243,18 +247,18 @@ static void encode_requests(struct kvf_tcp_out *c)
     }
 }
 
-static ssize_t send_once(struct kvf_tcp_out *c)
+static ssize_t send_once(struct kvf_tcp_out *c, uint64_t max)
 {
     struct iovec v[1 + KVF_TCP_IOV];
     struct msghdr m = {.msg_iov = v};
-    uint64_t sum = 0;
+    uint64_t sum;
     ssize_t n;
 
     if (c->tx_off < c->tx_len)
         v[m.msg_iovlen++] =
             (struct iovec){c->tx + c->tx_off, c->tx_len - c->tx_off};
     if (c->tx_op != NULL)
-        m.msg_iovlen += op_rest(c->tx_op, v + m.msg_iovlen, &sum);
+        m.msg_iovlen += op_rest(c->tx_op, v + m.msg_iovlen, max, &sum);
     n = sendmsg(c->fd, &m, MSG_NOSIGNAL | MSG_DONTWAIT);
     if (n > 0) {
         uint64_t left = (uint64_t)n, hdr = c->tx_len - c->tx_off;
@@ -272,9 +276,19 @@ static ssize_t send_once(struct kvf_tcp_out *c)
     return n;
 }
 
+static unsigned busy(const struct kvf_tcp_link *tl)
+{
+    unsigned n = 0;
+
+    for (unsigned i = 0; i < tl->n_conn; i++)
+        n += tl->conn[i].slot_n > 0;
+    return n;
+}
+
 bool kvf_tcp_out_send(struct kvf_tcp_out *c)
 {
     uint64_t sent = 0;
+    uint64_t turn = kvf_tcp_turn(tcp_of(c), c->slot_n > 0, busy(c->tl));
 
     c->tx_blocked = false;
     for (;;) {
@@ -283,11 +297,11 @@ bool kvf_tcp_out_send(struct kvf_tcp_out *c)
         encode_requests(c);
         if (c->tx_off == c->tx_len && c->tx_op == NULL)
             return true;
-        if (sent >= KVF_TCP_BUDGET) {
+        if (sent >= turn) {
             kvf_source_kick(&c->src);
             return true;
         }
-        n = send_once(c);
+        n = send_once(c, turn - sent);
         if (n < 0 && errno == EINTR)
             continue;
         if (n < 0 && errno == EAGAIN) {
@@ -350,11 +364,11 @@ static bool header(struct kvf_tcp_out *c)
 static unsigned body_iov(struct kvf_tcp_out *c, struct iovec *v)
 {
     struct kvf_transfer_op *op = c->slot[c->slot_first].op;
-    uint64_t here = 0;
+    uint64_t here;
     unsigned n = 1;
 
     if (op != NULL && !op_staged(op)) {
-        n = op_rest(op, v, &here);
+        n = op_rest(op, v, UINT64_MAX, &here);
     } else {
         here = op != NULL ? KVF_TCP_STAGE : KVF_TCP_SCRATCH;
         if (here > c->rx_left)
