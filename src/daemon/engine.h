@@ -38,6 +38,11 @@ int kvf_segments_resolve(struct kvf_server *s, struct kvf_session *ss,
                          const struct kvf_segment_ref *ref, unsigned n,
                          enum kvf_seg_use use, uint64_t *total,
                          struct kvf_why *why);
+/* Adds `next` to the reply that was begun: a buffer of that size for the
+ * session, which needs no alloc for its next put then. Returns the cookie, or
+ * 0: none was asked for, there is no room, or ss is NULL or cannot map. */
+uint64_t kvf_reply_next(struct kvf_server *s, struct kvf_session *ss,
+                        uint64_t size);
 /* True while a put of this session waits for the checksum of the buffer. */
 bool kvf_put_reads(const struct kvf_session *ss, const struct kvf_buffer *b);
 

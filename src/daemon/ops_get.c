@@ -260,9 +260,11 @@ void kvf_op_release(struct kvf_call *call)
         kvf_view_release(v);
         released = true;
     }
-    kvf_reply_begin(s, &call->to, KVF_OK, NULL);
-    kvf_reply_bool(s, "released", released);
-    (void)kvf_reply_send(s, &call->to, NULL, 0, 0);
+    if (!call->req->u.handle.quiet) {
+        kvf_reply_begin(s, &call->to, KVF_OK, NULL);
+        kvf_reply_bool(s, "released", released);
+        (void)kvf_reply_send(s, &call->to, NULL, 0, 0);
+    }
     kvf_event_pool(s);
 }
 

@@ -4,6 +4,34 @@
 #include <inttypes.h>
 #include <stdlib.h>
 
+static int alloc_for(struct kvf_server *s, struct kvf_session *ss,
+                     uint64_t size, struct kvf_buffer **b, struct kvf_why *why)
+{
+    int rc = kvf_buffer_alloc(s->buffers, size, KVF_BUF_FILLING, ss, b, why);
+
+    if (rc == 0)
+        kvf_list_push_back(&ss->buffers, &(*b)->owner_node);
+    return rc;
+}
+
+uint64_t kvf_reply_next(struct kvf_server *s, struct kvf_session *ss,
+                        uint64_t size)
+{
+    struct kvf_buffer *b;
+    struct kvf_why why;
+    struct kvf_mpw *w;
+
+    if (size == 0 || ss == NULL || !ss->can_map ||
+        alloc_for(s, ss, size, &b, &why) < 0)
+        return 0;
+    w = kvf_reply_key(s, "next");
+    kvf_mpw_map(w, 3);
+    kvf_mpw_kv_u64(w, "buffer", b->id);
+    kvf_mpw_kv_u64(w, "offset", b->offset);
+    kvf_mpw_kv_u64(w, "size", b->size);
+    return b->id;
+}
+
 void kvf_op_alloc(struct kvf_call *call)
 {
     struct kvf_server *s = call->s;
@@ -14,14 +42,13 @@ void kvf_op_alloc(struct kvf_call *call)
 
     if (ss == NULL)
         return;
-    if (kvf_buffer_alloc(s->buffers, size, KVF_BUF_FILLING, ss, &b, &why) < 0) {
+    if (alloc_for(s, ss, size, &b, &why) < 0) {
         kvf_reply_begin(s, &call->to, why.status, why.text);
         if (why.status == KVF_NO_SPACE)
             kvf_reply_space(s, size);
         (void)kvf_reply_send(s, &call->to, NULL, 0, 0);
         return;
     }
-    kvf_list_push_back(&ss->buffers, &b->owner_node);
     kvf_reply_begin(s, &call->to, KVF_OK, NULL);
     kvf_reply_u64(s, "buffer", b->id);
     kvf_reply_u64(s, "offset", b->offset);
@@ -62,7 +89,7 @@ void kvf_op_free(struct kvf_call *call)
         return;
     if (free_buffer(ss, kvf_buffer_find(call->s->buffers, id), id, &why) < 0)
         kvf_call_why(call, &why);
-    else
+    else if (!call->req->u.handle.quiet)
         kvf_call_ok(call);
     kvf_event_pool(call->s);
 }

@@ -15,7 +15,8 @@ struct pending_put {
     struct kvf_pending pending;
     struct kvf_server *server;
     struct kvf_checksum sum;
-    struct kvf_put put;     /* key, segs and meta lie behind the struct */
+    struct kvf_put put; /* key, segs and meta lie behind the struct */
+    uint64_t next;
     struct kvf_buffer *own; /* of a payload put */
 };
 
@@ -99,6 +100,7 @@ static void on_checksum(struct kvf_checksum *sum, uint64_t value)
     struct pending_put *p = kvf_container_of(sum, struct pending_put, sum);
     struct kvf_why why;
     struct kvf_to to;
+    uint64_t next;
 
     kvf_checksum_stop(&p->sum);
     unpin(p);
@@ -109,7 +111,9 @@ static void on_checksum(struct kvf_checksum *sum, uint64_t value)
         return;
     }
     /* Published stays published, also when nobody reads this. */
-    (void)kvf_pending_send(&p->pending, NULL, 0, 0);
+    next = kvf_reply_next(p->server, p->pending.session, p->next);
+    if (kvf_pending_send(&p->pending, NULL, 0, next) < 0)
+        kvf_undo(p->server, next);
     kvf_pending_end(&p->pending);
     free(p);
 }
@@ -180,6 +184,7 @@ static int start_checksum(struct kvf_call *call, const struct kvf_put *put,
     if (p == NULL)
         return kvf_fail(why, KVF_INTERNAL, "out of memory");
     p->server = s;
+    p->next = call->req->u.put.next;
     for (unsigned i = 0; i < put->n_segs; i++)
         iov[i] =
             (struct iovec){kvf_seg_ptr(&put->segs[i]), put->segs[i].length};
@@ -252,6 +257,15 @@ static void put_failed(struct kvf_call *call, const struct kvf_why *why)
     (void)kvf_reply_send(call->s, &call->to, NULL, 0, 0);
 }
 
+static void put_done(struct kvf_call *call)
+{
+    uint64_t next =
+        kvf_reply_next(call->s, call->client->session, call->req->u.put.next);
+
+    if (kvf_reply_send(call->s, &call->to, NULL, 0, next) < 0)
+        kvf_undo(call->s, next);
+}
+
 static void do_put(struct kvf_call *call, unsigned n_segs,
                    struct kvf_buffer *own)
 {
@@ -265,7 +279,7 @@ static void do_put(struct kvf_call *call, unsigned n_segs,
     } else {
         rc = publish(call->s, call->client, &put, &call->to, &why);
         if (rc == 0)
-            (void)kvf_reply_send(call->s, &call->to, NULL, 0, 0);
+            put_done(call);
     }
     if (rc < 0) {
         if (own != NULL)

@@ -70,8 +70,11 @@ static int read_alloc(struct kvf_req *r, struct kvf_why *why)
 
 static int read_buffer(struct kvf_req *r, struct kvf_why *why)
 {
-    return kvf_field_need_u64(&r->mp.root, "buffer", 0, UINT64_MAX,
-                              &r->u.handle.id, why);
+    int rc = kvf_field_need_u64(&r->mp.root, "buffer", 0, UINT64_MAX,
+                                &r->u.handle.id, why);
+
+    return rc < 0 ? rc
+                  : kvf_mp_bool(&r->mp.root, "quiet", &r->u.handle.quiet, why);
 }
 
 static int read_region(struct kvf_req *r, struct kvf_why *why)

@@ -96,6 +96,8 @@ struct kvf_req_put {
     bool has_ttl, checksum, notify;
     uint64_t ttl_ms;  /* > 0 */
     uint64_t readers; /* default 1; 0 = any number */
+    uint64_t next;    /* bytes of a buffer to come along; 0: none. Not in a push
+                       */
     enum kvf_on_duplicate on_duplicate;
 };
 
@@ -220,8 +222,9 @@ struct kvf_req {
         } alloc;
         struct {
             uint64_t id;
-        } handle; /* free, release: buffer;
-                     unregister: region; unexpose: window */
+            bool quiet; /* free, release: OK needs no reply */
+        } handle;       /* free, release: buffer;
+                           unregister: region; unexpose: window */
         struct {
             uint64_t fd, size;
         } reg;

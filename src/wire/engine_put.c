@@ -71,6 +71,10 @@ int kvf_put_read(struct kvf_req *r, struct kvf_why *why)
     bool composed;
     int rc = kvf_put_fields(r, p, &composed, why);
 
+    if (rc == 0)
+        rc = kvf_mp_u64(&r->mp.root, "next", 1, INT64_MAX, &p->next, why);
+    if (rc > 0)
+        rc = 0;
     for (unsigned i = 0; rc == 0 && i < p->n_segments; i++)
         if (p->segments[i].is_region && !p->notify)
             rc =

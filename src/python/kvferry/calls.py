@@ -18,16 +18,12 @@ INF = float("inf")
 class Request:
     """What to ask. `limit`: seconds that the daemon may take by the request's
     own words (INF: unknown; a silent daemon is found by pings). `reply`: what
-    was answered OK, until somebody has the memory that it brought. `ahead`: a
-    lane asks for a spare of that size along with it."""
-    __slots__ = ("op", "fields", "payload", "limit", "reply", "given_up",
-                 "ahead")
+    was answered OK, until somebody has the memory that it brought."""
+    __slots__ = ("op", "fields", "payload", "limit", "reply", "given_up")
 
     def __init__(self, op: str, fields: Optional[Dict[str, Any]] = None,
-                 payload: Optional[bytes] = None, limit: float = 0,
-                 ahead: int = 0) -> None:
+                 payload: Optional[bytes] = None, limit: float = 0) -> None:
         self.op, self.payload, self.limit = op, payload, limit
-        self.ahead = ahead
         self.fields: Dict[str, Any] = {} if fields is None else fields
         self.reply: Optional[Dict[str, Any]] = None
         self.given_up = False
@@ -36,8 +32,11 @@ class Request:
 def brought(request: Request, reply: Dict[str, Any]) -> List[Tuple[str, int]]:
     """The memory in a reply: what to ask to give it back, and its id."""
     op = "free" if request.op == "alloc" else "release"
-    return [(op, r["buffer"]) for r in [reply, *(reply.get("results") or ())]
-            if "buffer" in r]
+    out = [(op, r["buffer"]) for r in [reply, *(reply.get("results") or ())]
+           if "buffer" in r]
+    if "next" in reply:
+        out.append(("free", reply["next"]["buffer"]))
+    return out
 
 
 class Call:

@@ -12,8 +12,7 @@ import os
 import sys
 import threading
 from select import POLLIN
-from typing import (Any, Callable, Dict, List, Optional, Sequence,
-                    Union)
+from typing import Any, Callable, Dict, List, Optional, Sequence, Union
 
 from . import blocks, ops
 from .blocks import BlockOps

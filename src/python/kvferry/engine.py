@@ -133,7 +133,8 @@ class Engine:
         if lease.foreign:
             self.foreign.discard(lease)
         if lease in self.old_foreign or lease.epoch != self.epoch or \
-                not self.lanes.post({"op": lease.op, "buffer": lease.ident}):
+                not self.lanes.post({"op": lease.op, "buffer": lease.ident,
+                                     "quiet": True}):
             self.later(lease)
 
     def undo(self, request: Request) -> None:
@@ -193,8 +194,8 @@ class Engine:
                 if lease.foreign:
                     self._view_gone(lease)
                 if self.state == "open" and lease.epoch == self.epoch:
-                    self._send(Call(Request(lease.op,
-                                            {"buffer": lease.ident})))
+                    self._send(Call(Request(lease.op, {
+                        "buffer": lease.ident, "quiet": True})))
                     # A send may swallow the wake-up of a reply.
                     self._drain()
         except BaseException:
@@ -234,6 +235,8 @@ class Engine:
                 self._cut()
                 raise
         self.settle()
+        if now() >= self.spares.due:
+            self.spares.trim()
 
     def _number(self, call: Call) -> Call:
         call.id = next(self.ids)
@@ -295,7 +298,8 @@ class Engine:
     def _undo(self, call: Call, reply: Dict[str, Any]) -> None:
         for op, ident in brought(call.request, reply):
             if self.state == "open":
-                self._send(Call(Request(op, {"buffer": ident})))
+                self._send(Call(Request(op, {"buffer": ident,
+                                             "quiet": True})))
 
     def check(self, call: Call) -> None:
         """wake_at passed: the deadline too, or time for a ping. Lock held."""

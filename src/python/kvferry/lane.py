@@ -21,7 +21,6 @@ from .zmtp import NOWAIT, Connection, Lost, message
 
 if TYPE_CHECKING:
     from .engine import Engine
-    from .shm import Mapping
 
 # Seconds of a wait in which nothing but the reply is looked for: one system
 # call instead of two. Who waits longer is told at once of the client's close.
@@ -38,14 +37,12 @@ class Lane:
     """One connection. Its lock is held while it is used, so that the client
     can be closed by another thread."""
 
-    def __init__(self, engine: "Engine", epoch: int, pool: Optional[Mapping],
-                 slot: int, patience: float) -> None:
-        self.engine, self.epoch, self.pool = engine, epoch, pool
-        self.slot = slot
+    def __init__(self, engine: "Engine", epoch: int, slot: int,
+                 patience: float) -> None:
+        self.engine, self.epoch, self.slot = engine, epoch, slot
         self.lock = threading.Lock()
         self._pack = msgpack.Packer(use_bin_type=True, autoreset=True).pack
         self._heard = self._posted = 0  # messages
-        self._asked: Dict[int, int] = {}  # spares: id and size
         self.used = 0.0
         self.conn: Optional[Connection] = None
         self.conn = conn = Connection(engine.endpoint, patience, _SOON)
@@ -68,9 +65,6 @@ class Lane:
         if conn is not None:
             conn.close()
             self.engine.lanes.gone(self)
-            while self._asked:
-                ident, size = self._asked.popitem()
-                self.engine.spares.came(size, ident, {}, self)
 
     # ---- messages ----------------------------------------------------------
 
@@ -119,11 +113,6 @@ class Lane:
         if self.conn is not None:
             self.conn.taken()
         self._heard += 1
-        if self._asked:
-            ident = reply.get("id", 0)
-            size = self._asked.pop(ident, 0)
-            if size:
-                self.engine.spares.came(size, ident, reply, self)
         if "event" in reply:
             self.engine.told(reply)
 
@@ -140,15 +129,6 @@ class Lane:
                 self.taken(result[0])
                 result = self.read(NOWAIT)
 
-    def _ahead(self, size: int) -> bytes:
-        """The request for a spare. Before what takes it along: so it is there
-        by then."""
-        ident = next(self.engine.ids)
-        data = self._message({"op": "alloc", "size": size, "id": ident})
-        self._asked[ident] = size
-        self.engine.spares.asked(size, ident)
-        return data
-
     # ---- calls -------------------------------------------------------------
 
     def call(self, request: Request) -> Reply:
@@ -158,10 +138,7 @@ class Lane:
         ident = fields["id"] = next(self.engine.ids)
         fields["op"] = request.op
         try:
-            data = self._message(fields, request.payload)
-            if request.ahead:
-                data = self._ahead(request.ahead) + data
-            self.send(data)
+            self.send(self._message(fields, request.payload))
             result = self._read_for(ident, request)
             if result is None:
                 result = self._await(ident, request)

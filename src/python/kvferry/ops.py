@@ -14,6 +14,7 @@ from .calls import INF, Lease, Request, now
 from .engine import Engine
 from .errors import (Internal, Invalid, KvferryError, NoSpace, Stale,
                      Unsupported, error_for)
+from .spares import Asked
 
 R = TypeVar("R")
 Op = Generator[Request, Tuple[Dict[str, Any], bytes], R]
@@ -127,14 +128,14 @@ def put(e: Engine, key: str, data: Any, options: Dict[str, Any],
             (e.state == "open" and e.pool is None):
         reply, _ = yield Request("put", fields, src.to_bytes())
         return _put_result(reply)
-    spare, ahead = e.spares.take(src.size)
+    spare, asked = e.spares.take(src.size)
     if spare is not None:
         try:
             at = spare.offset
             src.fill(spare.pool.view[at:at + src.size])
             fields["segments"] = [{"buffer": spare.ident, "offset": 0,
                                    "length": src.size}]
-            reply, _ = yield Request("put", fields, ahead=ahead)
+            reply = yield from _put(e, fields, asked)
             spare.put()
             return _put_result(reply)
         except (Invalid, Stale):
@@ -143,13 +144,34 @@ def put(e: Engine, key: str, data: Any, options: Dict[str, Any],
         del spare
     with (yield from alloc(e, src.size)) as buffer:
         src.fill(buffer._export())
-        return (yield from _put_segments(fields, [buffer.segment()], ahead))
+        fields["segments"] = [buffer.segment().wire()]
+        reply = yield from _put(e, fields, asked)
+        buffer._given_away()
+        return _put_result(reply)
 
 
-def _put_segments(fields: Dict[str, Any], segments: List[Segment],
-                  ahead: int = 0) -> Op[PutResult]:
+def _put(e: Engine, fields: Dict[str, Any], asked: Optional[Asked]
+         ) -> Op[Dict[str, Any]]:
+    """The reply. What it brought for the next put is taken care of."""
+    if asked is None:
+        return (yield Request("put", fields))[0]
+    fields["next"] = asked.shelf.size
+    request = Request("put", fields)
+    try:
+        reply, _ = yield request
+        e.spares.came(asked, request, reply.get("next"))
+        return reply
+    except BaseException:
+        e.undo(request)
+        raise
+    finally:
+        asked.shelf.asked.discard(asked)
+
+
+def _put_segments(fields: Dict[str, Any], segments: List[Segment]
+                  ) -> Op[PutResult]:
     fields["segments"] = [s.wire() for s in segments]
-    reply, _ = yield Request("put", fields, ahead=ahead)
+    reply, _ = yield Request("put", fields)
     for s in segments:
         if isinstance(s.owner, Buffer):
             s.owner._given_away()

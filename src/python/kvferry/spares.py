@@ -2,8 +2,9 @@
 put of bytes waits for the daemon once instead of twice.
 
 A put that follows another one of its size by less than a second takes such a
-spare, and its request takes along one for the next: as many come to be ready
-as puts of that size were under way at once.
+spare, and asks for one for the next along with it (the field `next`): as many
+come to be ready as puts of that size were under way at once. A daemon that does
+not know that field brings none.
 
 They are memory that others might want. So a client has at most _COUNT of them
 and _BYTES, and a sixteenth of the pool, in all (they count as `filling` in the
@@ -15,11 +16,10 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Any, Deque, Dict, Optional, Set, Tuple
 
-from .calls import INF, Lease, now
+from .calls import INF, Lease, Request, now
 
 if TYPE_CHECKING:
     from .engine import Engine
-    from .lane import Lane
     from .shm import Mapping
 
 _COUNT, _BYTES = 16, 32 << 20
@@ -33,12 +33,12 @@ class Spare:
     an exception cannot lose it, whenever it comes."""
     __slots__ = ("ident", "offset", "epoch", "pool", "_engine")
 
-    def __init__(self, lane: "Lane", pool: "Mapping", reply: Dict[str, Any]
-                 ) -> None:
-        self.ident: int = reply["buffer"]
-        self.epoch, self.pool = lane.epoch, pool
-        self._engine: "Optional[Engine]" = lane.engine
-        self.offset: int = reply.get("offset", 0)
+    def __init__(self, engine: "Engine", asked: "Asked",
+                 brought: Dict[str, Any]) -> None:
+        self.ident: int = brought["buffer"]
+        self.epoch, self.pool = asked.epoch, asked.pool
+        self._engine: "Optional[Engine]" = engine
+        self.offset: int = brought.get("offset", 0)
 
     def put(self) -> None:
         """It is the daemon's now."""
@@ -57,9 +57,17 @@ class Shelf:
     def __init__(self, size: int, at: float) -> None:
         self.size = size
         self.ready: Deque[Spare] = deque()
-        self.asked: Set[int] = set()  # ids of the requests
+        self.asked: "Set[Asked]" = set()
         self.low = 0     # the fewest that were ready of late
         self.used = at
+
+
+class Asked:
+    """One that is asked for, in a session and for its pool."""
+    __slots__ = ("shelf", "epoch", "pool")
+
+    def __init__(self, shelf: Shelf, epoch: int, pool: "Mapping") -> None:
+        self.shelf, self.epoch, self.pool = shelf, epoch, pool
 
 
 class Spares:
@@ -73,9 +81,10 @@ class Spares:
         self._pause = 0.0  # until then none is asked for
         self.due = INF     # when to look for what is not needed
 
-    def take(self, size: int) -> Tuple[Optional[Spare], int]:
-        """A buffer of at least that size, if there is one, and the size of
-        the one to ask for along with the put, or 0."""
+    def take(self, size: int) -> Tuple[Optional[Spare], Optional[Asked]]:
+        """A buffer of at least that size, if there is one; and what to ask for
+        along with the put, if anything: out of its shelf's `asked` when that
+        was answered."""
         size, at = (size + _PAGE - 1) & -_PAGE, now()
         shelf = self._shelves.get(size)
         if shelf is None:
@@ -83,7 +92,7 @@ class Spares:
                 self._shelves[size] = Shelf(size, at)
                 self._all = tuple(self._shelves.values())
                 self.due = min(self.due, at + _KEEP)
-            return None, 0
+            return None, None
         again, shelf.used = at - shelf.used < _KEEP, at
         ready = shelf.ready
         try:
@@ -92,42 +101,38 @@ class Spares:
             spare = None
         if len(ready) < shelf.low:
             shelf.low = len(ready)
-        if spare is not None and spare.epoch != self._engine.epoch:
+        epoch, pool = self._engine.epoch, self._engine.pool
+        if spare is not None and spare.epoch != epoch:
             spare = None
-        return spare, size if again and self._room(size, at) else 0
+        if not again or pool is None or at < self._pause or \
+                not self._room(size, pool):
+            return spare, None
+        asked = Asked(shelf, epoch, pool)
+        shelf.asked.add(asked)
+        return spare, asked
 
-    def _room(self, more: int, at: float) -> bool:
-        pool, n, held = self._engine.pool, 1, more
-        if pool is None or at < self._pause:
-            return False
+    def _room(self, more: int, pool: "Mapping") -> bool:
+        n, held = 1, more
         for shelf in self._all:
             here = len(shelf.ready) + len(shelf.asked)
             n += here
             held += here * shelf.size
         return n <= _COUNT and held <= _BYTES and held <= pool.size // 16
 
-    # ---- what lanes tell ---------------------------------------------------
-
-    def asked(self, size: int, request: int) -> None:
-        shelf = self._shelves.get(size)
-        if shelf is not None:
-            shelf.asked.add(request)
-
-    def came(self, size: int, request: int, reply: Dict[str, Any],
-             lane: "Lane") -> None:
-        """The answer to what was asked there; {} when there will be none."""
-        spare = None
-        if reply.get("status") == "OK" and lane.pool is not None:
-            spare = Spare(lane, lane.pool, reply)
-        elif reply:
+    def came(self, asked: Asked, request: Request,
+             brought: Optional[Dict[str, Any]]) -> None:
+        """The answer to what was asked for; None: there is no room."""
+        if brought is None:
             self._pause = now() + _KEEP
-        shelf = self._shelves.get(size)
-        if shelf is None:
             return
-        shelf.asked.discard(request)
-        if spare is not None and now() >= self._pause and \
-                _PAGE <= spare.offset <= spare.pool.size - size:
-            shelf.ready.append(spare)
+        if asked.epoch != self._engine.epoch:  # of which session is it?
+            self._engine.undo(request)
+            return
+        spare = Spare(self._engine, asked, brought)
+        request.reply = None
+        if now() >= self._pause and _PAGE <= spare.offset <= \
+                spare.pool.size - asked.shelf.size:
+            asked.shelf.ready.append(spare)
 
     # ---- giving back -------------------------------------------------------
 
@@ -139,7 +144,7 @@ class Spares:
             unused = at - shelf.used >= _KEEP
             self._drop(shelf, len(shelf.ready) if unused else shelf.low)
             shelf.low = len(shelf.ready)
-            if unused and not shelf.ready and not shelf.asked:
+            if unused and not shelf.ready:
                 self._shelves.pop(shelf.size, None)
         self._all = tuple(self._shelves.values())
         if not self._shelves:
