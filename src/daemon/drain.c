@@ -8,6 +8,8 @@
 #define LOOK_MS 5
 #define GRACE_MS 300
 
+static const char text[] = "the daemon is shutting down";
+
 static struct kvf_drain_left count_left(struct kvf_server *s)
 {
     struct kvf_store_gauges g, b;
@@ -40,11 +42,9 @@ static void cancel_everything(struct kvf_server *s)
     struct kvf_client *c, *next;
 
     HASH_ITER (hh, s->clients_by_rid, c, next) {
-        (void)kvf_client_cancel(c, NULL, NULL, 0, KVF_SHUTTING_DOWN,
-                                "the daemon is shutting down");
+        (void)kvf_client_cancel(c, NULL, NULL, 0, KVF_SHUTTING_DOWN, text);
     }
-    kvf_gets_cancel_all(s->gets, KVF_SHUTTING_DOWN,
-                        "the daemon is shutting down");
+    kvf_gets_cancel_all(s->gets, KVF_SHUTTING_DOWN, text);
 }
 
 static void look(struct kvf_timer *t)
@@ -99,4 +99,43 @@ void kvf_drain_begin(struct kvf_server *s, uint64_t timeout_ms,
             timeout_ms, cause);
     kvf_event_drain(s, timeout_ms);
     kvf_timer_set(s->sched, &s->drain.timer, s->sched->now_ns);
+}
+
+/* ---- after the loop ----------------------------------------------------- */
+
+/* Runs the loop once more, while something is left and not for long. */
+static void run_while(struct kvf_server *s,
+                      bool (*left)(const struct kvf_server *s))
+{
+    uint64_t end =
+        kvf_sched_clock(s->sched) + KVF_LAST_REPLIES_MS * KVF_NS_PER_MS;
+
+    while (left(s) && kvf_sched_clock(s->sched) < end)
+        if (kvf_reactor_once(s->reactor, 10 * KVF_NS_PER_MS, NULL) < 0)
+            break;
+}
+
+static bool unanswered(const struct kvf_server *s)
+{
+    return kvf_gets_running(s->gets) > 0 || s->n_pending > 0 ||
+           (s->moves != NULL && kvf_moves_running(s->moves) > 0);
+}
+
+static bool unheard(const struct kvf_server *s)
+{
+    return kvf_peers_unheard(s->peers) > 0;
+}
+
+void kvf_drain_settle(struct kvf_server *s)
+{
+    s->leaving = true;
+    kvf_sessions_end_all(s, text);
+    kvf_clients_drop_all(s);
+    kvf_gets_cancel_all(s->gets, KVF_SHUTTING_DOWN, text);
+    if (s->moves != NULL)
+        kvf_moves_cancel_all(s->moves, KVF_SHUTTING_DOWN, text);
+    run_while(s, unanswered);
+    /* Who pulls from us learns it from us, not from our silence. */
+    kvf_peers_leave(s->peers);
+    run_while(s, unheard);
 }

@@ -18,7 +18,6 @@
 #include <unistd.h>
 
 #define IDLE_MAPPINGS 64
-#define LAST_REPLIES_MS 500
 #define GENERATION_EPOCH 1600000000
 
 bool kvf_server_speaks(const struct kvf_server *s, enum kvf_protocol proto)
@@ -327,37 +326,6 @@ int kvf_server_run(struct kvf_server *s)
 
 /* ---- teardown, in reverse ----------------------------------------------- */
 
-/* Who pulls from us learns it from us, not from our silence. */
-static void leave_peers(struct kvf_server *s)
-{
-    uint64_t end = kvf_sched_clock(s->sched) + LAST_REPLIES_MS * KVF_NS_PER_MS;
-
-    kvf_peers_leave(s->peers);
-    while (kvf_peers_unheard(s->peers) > 0 && kvf_sched_clock(s->sched) < end)
-        if (kvf_reactor_once(s->reactor, 10 * KVF_NS_PER_MS, NULL) < 0)
-            break;
-}
-
-/* Every request is answered before its parts go. */
-static void settle(struct kvf_server *s)
-{
-    static const char text[] = "the daemon is shutting down";
-    uint64_t end;
-
-    s->leaving = true;
-    kvf_sessions_end_all(s, text);
-    kvf_clients_drop_all(s);
-    kvf_gets_cancel_all(s->gets, KVF_SHUTTING_DOWN, text);
-    if (s->moves != NULL)
-        kvf_moves_cancel_all(s->moves, KVF_SHUTTING_DOWN, text);
-    end = kvf_sched_clock(s->sched) + LAST_REPLIES_MS * KVF_NS_PER_MS;
-    while ((kvf_gets_running(s->gets) > 0 || s->n_pending > 0 ||
-            (s->moves != NULL && kvf_moves_running(s->moves) > 0)) &&
-           kvf_sched_clock(s->sched) < end)
-        if (kvf_reactor_once(s->reactor, 10 * KVF_NS_PER_MS, NULL) < 0)
-            break;
-}
-
 static void destroy_loop(struct kvf_server *s)
 {
     kvf_asks_destroy(s->asks);
@@ -388,13 +356,11 @@ void kvf_server_destroy(struct kvf_server *s)
 {
     if (s == NULL)
         return;
-    if (s->gets != NULL && s->engine != NULL) {
-        settle(s);
-        leave_peers(s);
-    }
+    if (s->gets != NULL && s->engine != NULL)
+        kvf_drain_settle(s);
     if (s->has_ready_file)
         unlink(s->ready_path);
-    kvf_zsock_close(s->engine, LAST_REPLIES_MS);
+    kvf_zsock_close(s->engine, KVF_LAST_REPLIES_MS);
     kvf_undo_lists_free(s);
     kvf_moves_destroy(s->moves);
     if (s->gets != NULL)

@@ -156,6 +156,11 @@ void kvf_drain_init(struct kvf_server *s);
  * then ends the loop. A second call can only shorten it. */
 void kvf_drain_begin(struct kvf_server *s, uint64_t timeout_ms,
                      const char *cause);
+#define KVF_LAST_REPLIES_MS 500
+/* The loop has ended (or never ran): every request is answered, then every
+ * getter has heard BYE; each for KVF_LAST_REPLIES_MS at most. Blocks so long.
+ * Nothing new is made afterwards. */
+void kvf_drain_settle(struct kvf_server *s);
 
 /* ---- ops_register.c ------------------------------------------------------ */
 
