@@ -91,8 +91,9 @@ struct kvf_get_ops {
     void (*on_held)(void *arg, struct kvf_get *get);
 };
 
-/* Always succeeds in accepting the request unless params are impossible
- * (-KVF_INVALID, -KVF_UNSUPPORTED, -KVF_BUSY, with nothing started). */
+/* Accepts the request unless what it says is impossible (-KVF_INVALID,
+ * -KVF_UNSUPPORTED, -KVF_STALE) or memory is short (-KVF_BUSY, -KVF_NO_SPACE);
+ * then nothing is started. */
 int kvf_get_start(struct kvf_gets *gs, const struct kvf_get_params *params,
                   const struct kvf_get_ops *ops, void *arg,
                   struct kvf_get **out, struct kvf_why *why);

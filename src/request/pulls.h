@@ -41,7 +41,7 @@ struct kvf_pull_result { /* valid during the reply call */
     unsigned n_sources;
     const struct kvf_filled *filled; /* as the request named its groups */
     unsigned n_filled;
-    const char *transport; /* "shm", "tcp", ..., "shm+tcp", "none" */
+    const char *transport; /* shm tcp rdma mixed none */
     unsigned attempts;     /* the most of any source */
     uint64_t lookup_us, plan_us, transfer_us, total_us;
 };
@@ -53,8 +53,8 @@ struct kvf_pull_ops {
 };
 
 /* layout: the engine's own; held while the pull runs. req is copied (its blocks
- * are taken over: empty afterwards, also after a failure). -KVF_INVALID with
- * nothing started. */
+ * are taken over: empty afterwards, also after a failure). -KVF_INVALID,
+ * -KVF_NO_SPACE, with nothing started. */
 int kvf_pull_start(struct kvf_pulls *ps, struct kvf_layout *layout,
                    struct kvf_req_pull *req, uint64_t timeout_ms,
                    const struct kvf_pull_ops *ops, void *arg,
