@@ -88,7 +88,7 @@ def overflow(rng, c):
     x = rng.choice(c[rng.choice("PD")]["layers"])
     part = rng.choice(list(x["views"]))
     r, o, s, p = x["views"][part]
-    x["views"][part] = (r, rng.choice([2**63 - 2, 2**63, 2**70]), s, p)
+    x["views"][part] = (r, rng.choice([2**63 - 1, 2**63, 2**70]), s, p)
     return "E_OVERFLOW"
 
 
