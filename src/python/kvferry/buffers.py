@@ -215,18 +215,43 @@ class Payload(Buffer):
                          reply.get("buffer", 0), lease)
         self.key = key
         self.size = reply["size"]
-        self.generation: int = reply.get("generation", 0)
-        self.meta: bytes = reply.get("meta") or b""
-        self.mode: str = reply.get("mode", "")
-        self.transport: str = reply.get("transport", "")
-        self.attempts: int = reply.get("attempts", 0)
-        self.checksum: Optional[int] = reply.get("checksum")
-        self._timing: Dict[str, int] = reply.get("timing") or {}
+        self._reply = reply  # most callers ask for none of the rest
+
+    @property
+    def generation(self) -> int:
+        """That of the put."""
+        return self._reply.get("generation", 0)
+
+    @property
+    def meta(self) -> bytes:
+        """That of the put."""
+        return self._reply.get("meta") or b""
+
+    @property
+    def mode(self) -> str:
+        """How it came: view, copy, into or inline."""
+        return self._reply.get("mode", "")
+
+    @property
+    def transport(self) -> str:
+        """What brought it, in the words of the daemon's log."""
+        return self._reply.get("transport", "")
+
+    @property
+    def attempts(self) -> int:
+        """How often the daemon tried."""
+        return self._reply.get("attempts", 0)
+
+    @property
+    def checksum(self) -> Optional[int]:
+        """XXH3-64, or None when the put asked for none."""
+        return self._reply.get("checksum")
 
     @property
     def timing(self) -> Timing:
         """The daemon's times of this get."""
-        return Timing(*(self._timing.get(f, 0) for f in Timing._fields))
+        timing = self._reply.get("timing") or {}
+        return Timing(*(timing.get(f, 0) for f in Timing._fields))
 
     def _export(self) -> memoryview:
         mv = super()._export()
@@ -342,7 +367,7 @@ class Source:
     """Something to be put: its size, its bytes, and how to copy them."""
 
     def __init__(self, data: Any) -> None:
-        if type(data).__module__.split(".")[0] == "torch":
+        if type(data).__module__.partition(".")[0] == "torch":
             data = _host_array(data)
         self.fill: Callable[[memoryview], None]
         if np is not None and isinstance(data, np.ndarray):
@@ -363,8 +388,11 @@ class Source:
         copy_bytes(dst, self._view)
 
     def _fill_array(self, dst: memoryview) -> None:
-        out = np.frombuffer(dst, self._array.dtype)
-        np.copyto(out.reshape(self._array.shape), self._array)
+        array = self._array
+        out = np.frombuffer(dst, array.dtype)
+        if array.ndim != 1:
+            out = out.reshape(array.shape)
+        np.copyto(out, array)
 
     def to_bytes(self) -> bytes:
         if self.fill == self._fill_array:

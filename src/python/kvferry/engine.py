@@ -74,6 +74,7 @@ class Engine:
         self.maps = Mappings()
         self.pool: Optional[Mapping] = None
         self.info: Dict[str, Any] = {}
+        self.inline_max = 4096  # bytes that a request may carry
         self.epoch = 0
         self.session: Optional[bytes] = None
         self.incarnation: Optional[bytes] = None
@@ -466,6 +467,8 @@ class Engine:
         self.session, self.incarnation = reply.get("session"), inc
         self.info = {k: v for k, v in reply.items()
                      if k not in ("id", "status")}
+        self.inline_max = (self.info.get("limits") or {}).get(
+            "inline_max", self.inline_max)
         self.state = "open"
         queue, self.queue = self.queue, []
         for call in queue:

@@ -121,11 +121,9 @@ def put(e: Engine, key: str, data: Any, options: Dict[str, Any],
     if segments is not None:
         return (yield from _put_segments(fields, segments))
     src = Source(data)
-    limits = e.info.get("limits") or {}
-    if e.state == "open" and e.pool is None:  # no other way
-        inline_max = limits.get("inline_max", inline_max)
-    if src.size <= min(inline_max, limits.get("inline_max", inline_max)) or \
-            (e.state == "open" and e.pool is None):
+    # Without a pool there is no other way.
+    if src.size <= min(inline_max, e.inline_max) or \
+            (e.pool is None and e.state == "open"):
         reply, _ = yield Request("put", fields, src.to_bytes())
         return _put_result(reply)
     spare, asked = e.spares.take(src.size)
@@ -240,7 +238,7 @@ def payload_of(e: Engine, key: str, reply: Dict[str, Any], frame: memoryview,
         return Payload(reply, [frame.toreadonly()], None, key)
     if into is not None:
         return Payload(reply, _into_pieces(e, into), None, key)
-    pieces, foreign = [], False
+    pieces, size, foreign = [], 0, False
     try:
         for s in reply["segments"]:
             pool = e.pool
@@ -251,7 +249,8 @@ def payload_of(e: Engine, key: str, reply: Dict[str, Any], frame: memoryview,
             if pool is None or at < 0 or n < 0 or at + n > pool.size:
                 raise Internal("a segment outside of what is mapped")
             pieces.append(pool.view[at:at + n].toreadonly())
-        if sum(p.nbytes for p in pieces) != reply["size"]:
+            size += n
+        if size != reply["size"]:
             raise Internal("the segments do not make the size")
     except KvferryError:
         Lease(e, "release", ident or 0, [memoryview(b"")]).end()

@@ -101,8 +101,7 @@ def _move(e: Engine, op: str, fields: Dict[str, Any], data: Any,
         r, _ = yield Request(op, fields, None, limit)
         return _moved(r)
     src = Source(data)
-    if inline and src.size <= min(4096, (e.info.get("limits") or {}).get(
-            "inline_max", 4096)):
+    if inline and src.size <= min(4096, e.inline_max):
         r, _ = yield Request(op, fields, src.to_bytes(), limit)
         return _moved(r)
     with (yield from ops.alloc(e, src.size)) as buffer:
