@@ -478,91 +478,6 @@ static void test_qp_fatal(void **state)
     }
 }
 
-static bool broken(struct rig *r)
-{
-    struct kvf_rdma_gauges t, o;
-
-    kvf_rdma_gauges(r->t, &t);
-    kvf_rdma_gauges(r->owner, &o);
-    return t.fatal || o.fatal;
-}
-
-static void until_healed(struct rig *r, unsigned ms)
-{
-    uint64_t end = kvf_sched_clock(r->sched) + ms * KVF_NS_PER_MS;
-
-    while (broken(r) && kvf_sched_clock(r->sched) < end)
-        kvf_reactor_once(r->reactor, 20 * KVF_NS_PER_MS, NULL);
-    assert_false(broken(r));
-}
-
-/* The device breaks in the middle of a transfer. Everything goes down by the
- * one way; then it is opened again, also if that takes some tries, all memory
- * is registered anew, and a new link moves the rest. */
-static void test_device_fatal(void **state)
-{
-    static const enum fake_call calls[] = {FAKE_CALL_COUNT, FAKE_dereg_mr,
-                                           FAKE_open_device, FAKE_reg_mr};
-
-    (void)state;
-    for (unsigned i = 0; i < sizeof calls / sizeof calls[0]; i++) {
-        struct kvf_rdma_gauges before, g;
-        struct rig r;
-        struct pull p;
-
-        rig_open(&r, RIG_RDMA, SIZE);
-        pull_init(&p, &r, false);
-        kvf_rdma_gauges(r.t, &before);
-        fake.hold = true;
-        rig_turns(&r, 20);
-        pull_start(&p, &r.link);
-        rig_turns(&r, 5);
-        fake_port_event(IBV_EVENT_DEVICE_FATAL);
-        rig_until(&r, &p.calls, 10000);
-        assert_true(p.status < 0);
-        assert_int_equal(r.rdma.broke, 2);
-        kvf_link_close(&r.link);
-        assert_int_equal(rig_link(&r, &r.link), -KVF_TRANSPORT);
-        fake.hold = false;
-        if (calls[i] != FAKE_CALL_COUNT)
-            fake.fail_at[calls[i]] = 1;
-        until_healed(&r, 30000);
-        assert_int_equal(r.rdma.healed, 2);
-        kvf_rdma_gauges(r.t, &g);
-        assert_int_equal(g.qps + g.links + g.wrs_in_flight, 0);
-        assert_int_equal(g.mr_bytes, before.mr_bytes);
-        kvf_rdma_gauges(r.owner, &g);
-        assert_int_equal(g.qps + g.guests, 0);
-        assert_int_equal(rig_link(&r, &r.link), 0);
-        rig_rdma_pull(&r, &p);
-        pull_end(&p);
-        rig_close(&r);
-    }
-}
-
-/* It does not take the pool at once, breaks again before all is back, and ends
- * while it is broken. */
-static void test_device_fatal_again(void **state)
-{
-    struct rig r;
-
-    (void)state;
-    rig_open(&r, RIG_RDMA, SIZE);
-    rig_until(&r, &r.ups, 10000);
-    fake_port_event(IBV_EVENT_DEVICE_FATAL);
-    rig_turns(&r, 3);
-    fake.fail_at[FAKE_reg_mr] = 3; /* after the pages for probes of both */
-    until_healed(&r, 30000);
-    assert_int_equal(r.rdma.healed, 2);
-    assert_int_equal(fake.fail_at[FAKE_reg_mr], 0);
-    fake_port_event(IBV_EVENT_DEVICE_FATAL);
-    rig_turns(&r, 3);
-    assert_true(broken(&r));
-    fake_port_event(IBV_EVENT_DEVICE_FATAL);
-    rig_turns(&r, 3);
-    rig_close(&r);
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -582,8 +497,6 @@ int main(void)
         cmocka_unit_test(test_port_down_and_up),
         cmocka_unit_test(test_gid_change),
         cmocka_unit_test(test_qp_fatal),
-        cmocka_unit_test(test_device_fatal),
-        cmocka_unit_test(test_device_fatal_again),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -127,6 +127,12 @@ static int close_device(struct ibv_context *ctx)
 
     while ((n = kvf_list_pop(&c->events)) != NULL)
         free(kvf_container_of(n, struct fake_async, node));
+    kvf_list_for_each (cq, &cqs) {
+        struct fake_cq *left = kvf_container_of(cq, struct fake_cq, node);
+
+        if (left->cq.context == ctx)
+            left->cq.context = NULL;
+    }
     kvf_list_unlink(&c->node);
     close(ctx->async_fd);
     free(c);
@@ -278,6 +284,23 @@ static struct ibv_cq *create_cq(struct ibv_context *ctx, int cqe,
     kvf_list_push_back(&cqs, &c->node);
     fake.cqs++;
     return &c->cq;
+}
+
+unsigned fake_reap_cqs(void)
+{
+    unsigned reaped = 0;
+
+    kvf_list_for_each_safe (n, &cqs) {
+        struct fake_cq *c = kvf_container_of(n, struct fake_cq, node);
+
+        if (c->cq.context != NULL)
+            continue;
+        kvf_list_unlink(&c->node);
+        free(c);
+        fake.cqs--;
+        reaped++;
+    }
+    return reaped;
 }
 
 static void event_drop(struct fake_channel *ch, struct fake_event *e)

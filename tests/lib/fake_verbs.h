@@ -75,6 +75,9 @@ extern const struct kvf_verbs fake_verbs;
 /* Fresh world with two devices, port active, one RoCE v2 address. Everything
  * of the one before must be gone. */
 void fake_reset(void);
+/* Frees the CQs that could not be destroyed and went with their device, as the
+ * kernel does; how many. */
+unsigned fake_reap_cqs(void);
 /* An asynchronous event of every open context. */
 void fake_port_event(enum ibv_event_type type);
 /* Of every QP that has something posted, or (posted false) that has not. */

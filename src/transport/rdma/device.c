@@ -302,8 +302,11 @@ void kvf_rdma_device_close(struct kvf_rdma *r)
         kvf_source_remove(&r->cq_src);
     if (r->has_async)
         kvf_source_remove(&r->async_src);
-    if (r->idle_cq != NULL && r->v->destroy_cq(r->idle_cq) == 0)
+    if (r->idle_cq != NULL) {
+        /* Also when it is refused: it goes with the device. */
+        (void)r->v->destroy_cq(r->idle_cq);
         r->n_cqs--;
+    }
     if (r->channel != NULL)
         (void)r->v->destroy_channel(r->channel);
     if (r->pd != NULL)
