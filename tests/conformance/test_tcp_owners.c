@@ -1,6 +1,8 @@
 /* Owners that only tcp can meet: liars, and such as hang or stand still. */
 #include "rig.h"
 
+#include "transport/tcp/tcp_priv.h"
+
 #include "wire/frame.h"
 
 #include <arpa/inet.h>
@@ -220,11 +222,38 @@ static void cancelled_in_silence(void **state)
     rig_close(&r);
 }
 
+/* What has been answered is not under way, also if it was just as much as a
+ * turn of the loop sends: else the next to send alone would have short turns.
+ */
+static void nothing_under_way(void **state)
+{
+    struct rig r;
+
+    (void)state;
+    rig_open(&r, RIG_TCP, KVF_TCP_BUDGET - KVF_FRAME_REQ_LEN);
+    /* Turns are short, and begin with the request. */
+    kvf_container_of(r.owner, struct kvf_tcp, t)->turn.until_ns = KVF_NEVER;
+    for (unsigned i = 0; i < 50; i++) {
+        struct pull p;
+
+        pull_init(&p, &r, false);
+        pull_start(&p, &r.link);
+        rig_until(&r, &p.calls, 3000);
+        assert_int_equal(p.status, 0);
+        pull_end(&p);
+        rig_turns(&r, 2);
+        assert_int_equal(kvf_container_of(r.owner, struct kvf_tcp, t)->n_amid,
+                         0);
+    }
+    rig_close(&r);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(liars),
         cmocka_unit_test(cancelled_in_silence),
+        cmocka_unit_test(nothing_under_way),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

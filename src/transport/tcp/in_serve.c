@@ -205,13 +205,9 @@ bool kvf_tcp_in_send(struct kvf_tcp_in *c, uint64_t *bytes)
     if (!c->tx_active && c->q_n == 0)
         return true;
     turn = kvf_tcp_turn(c->tcp, c->tx_amid, c->tcp->n_amid);
-    while (*bytes < turn) {
+    while (*bytes < turn && (c->tx_active || c->q_n > 0)) {
         ssize_t n;
 
-        if (!c->tx_active && c->q_n == 0) {
-            kvf_tcp_in_amid(c, false);
-            return true;
-        }
         if (!c->tx_active)
             answer_next(c);
         n = send_once(c, turn - *bytes);
@@ -228,5 +224,7 @@ bool kvf_tcp_in_send(struct kvf_tcp_in *c, uint64_t *bytes)
         if (!send_on(c))
             return false;
     }
+    if (!c->tx_active && c->q_n == 0)
+        kvf_tcp_in_amid(c, false);
     return true;
 }
