@@ -11,7 +11,7 @@ import kvferry
 FLAGS = doctest.ELLIPSIS | doctest.IGNORE_EXCEPTION_DETAIL
 MODULES = ["kvferry", "kvferry.aio", "kvferry.client", "kvferry.errors",
            "kvferry.ops", "kvferry.buffers", "kvferry.omni_data",
-           "kvferry.blocks", "kvferry.windows", "kvferry.zmtp"]
+           "kvferry.blocks", "kvferry.windows"]
 
 
 @pytest.mark.parametrize("name", MODULES)

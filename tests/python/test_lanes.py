@@ -10,7 +10,7 @@ import kvf
 import pytest
 
 import kvferry
-from kvferry import engine, lane, lanes, ops, spares, zmtp
+from kvferry import engine, lane, lanes, ops, spares
 
 
 def in_use(client):
@@ -60,10 +60,7 @@ def once(real, before=False):
     (lane.Lane, "taken", False), (lane.Lane, "call", False),
     (lanes.Lanes, "run", False), (ops, "payload_of", True),
     (ops, "payload_of", False), (ops, "Lease", True), (ops, "Lease", False),
-    (zmtp.Connection, "send", True), (zmtp.Connection, "send", False),
-    (zmtp.Connection, "read", False), (zmtp.Connection, "taken", False),
-    (zmtp, "split", True), (zmtp, "split", False),
-    (engine.Engine, "look", True)])
+    (lane, "sock_send", False), (engine.Engine, "look", True)])
 @pytest.mark.parametrize("what", ["alloc", "put", "get", "release"])
 def test_interrupt(one, monkeypatch, what, place, name, before):
     """What an interrupted call was given goes back at once, and the next one

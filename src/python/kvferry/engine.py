@@ -48,6 +48,7 @@ from .wire import (EVENTS as _EVENTS, NOBLOCK as _NOBLOCK, POLLIN as _POLLIN,
 
 _pack = msgpack.Packer(use_bin_type=True, autoreset=True)
 _engines: "weakref.WeakSet[Engine]" = weakref.WeakSet()
+_stuck: List[Any] = []  # contexts that cannot be ended: never collected
 
 
 class Engine:
@@ -521,8 +522,10 @@ class Engine:
         self.pool = None
         self.spares.give_back()
         self.maps.drop()
-        self.lanes.shut()
-        self.ctx.term()
+        if self.lanes.shut():
+            self.ctx.term()
+        else:
+            _stuck.append(self.ctx)
 
     def leave(self) -> None:
         """Says bye without waiting for an answer, and shuts. Lock held."""
@@ -563,7 +566,6 @@ def _after_fork() -> None:
         e.state = "closed"
         e.sock = e.mon = None
         e.calls, e.queue = {}, []
-        e.lanes.forget()
         e.lanes = Lanes(e)
 
 

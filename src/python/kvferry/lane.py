@@ -10,23 +10,47 @@ half a message was sent.
 from __future__ import annotations
 
 import select
+import signal
 import threading
-from typing import TYPE_CHECKING, Any, Dict, Optional, Tuple
+from threading import get_ident
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Tuple
 
 import msgpack
+import zmq
 
 from .calls import Request, now
-from .errors import ClientClosed, ConnectionLost, KvferryError, error_for
-from .zmtp import NOWAIT, Connection, Lost, message
+from .errors import (ClientClosed, ConnectionLost, Internal, KvferryError,
+                     error_for)
+from .wire import (EVENTS, NOBLOCK, POLLIN, RCVMORE, SNDMORE, close, dealer,
+                   getopt, sock_recv, sock_send)
 
 if TYPE_CHECKING:
     from .engine import Engine
 
-# Seconds of a wait in which nothing but the reply is looked for: one system
-# call instead of two. Who waits longer is told at once of the client's close.
-_SOON = 0.02
+# Milliseconds of a wait in which nothing but the reply is looked for: one system
+# call instead of three. Who waits longer is told at once when the daemon goes.
+# Not in the main thread, see keep_message.
+_SOON = 20
+_MAIN = threading.main_thread().ident
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM, signal.SIGHUP,
+            signal.SIGUSR1, signal.SIGUSR2)
+# That of C: the one of `signal` turns what it returns into enums.
+_mask: Callable[..., Any] = getattr(signal.pthread_sigmask, "__wrapped__",
+                                    signal.pthread_sigmask)
 _PATIENCE = 0.2  # seconds for the reply to a request that was cancelled
 Reply = Tuple[Dict[str, Any], bytes]
+
+
+def keep_message(box: List[bytes], sock: Any) -> None:
+    """Receives what is there (or zmq.Again) into the box; for the main thread.
+    pyzmq runs the handlers of signals when it has received a message, and loses
+    that when one of them raises. So the usual ones have to wait."""
+    before = _mask(signal.SIG_BLOCK, ())
+    try:
+        _mask(signal.SIG_BLOCK, _SIGNALS)
+        box.extend(map(sock_recv, (sock,), (NOBLOCK,)))
+    finally:
+        _mask(signal.SIG_SETMASK, before)
 
 
 class Silent(ConnectionLost):
@@ -37,109 +61,123 @@ class Lane:
     """One connection. Its lock is held while it is used, so that the client
     can be closed by another thread."""
 
-    def __init__(self, engine: "Engine", epoch: int, slot: int,
-                 patience: float) -> None:
+    def __init__(self, engine: "Engine", epoch: int, slot: int) -> None:
         self.engine, self.epoch, self.slot = engine, epoch, slot
         self.lock = threading.Lock()
-        self._pack = msgpack.Packer(use_bin_type=True, autoreset=True).pack
+        self._pack = msgpack.Packer(use_bin_type=True, autoreset=True)
+        self._box: List[bytes] = []  # frames of a message being read
+        self._half = False           # a message of which a part was sent
         self._heard = self._posted = 0  # messages
         self.used = 0.0
-        self.conn: Optional[Connection] = None
-        self.conn = conn = Connection(engine.endpoint, patience, _SOON)
+        self.sock, self.mon = dealer(engine.ctx)
+        self.sock.setsockopt(zmq.RCVTIMEO, _SOON)
         self._poller = select.poll()
-        for fd in (conn.fd, engine.lanes.end.fd):
+        for fd in (self.sock.get(zmq.FD), self.mon.get(zmq.FD),
+                   engine.lanes.end.fd):
             self._poller.register(fd, select.POLLIN)
+        self.sock.connect(engine.endpoint)
 
     def fit(self) -> bool:
         """The connection is that of the session of now, as far as is known.
-        Not looked at again within a moment: one that is lost by then counts
-        as lost under way."""
-        conn = self.conn
-        if self.epoch != self.engine.epoch or conn is None:
+        Not looked at again within a moment: that costs as much as all else,
+        and one that is lost by then counts as lost under way."""
+        if self.epoch != self.engine.epoch or self.sock is None:
             return False
-        return now() - self.used < 0.001 or not conn.lost()
+        return now() - self.used < 0.001 or not self.lost()
+
+    def lost(self) -> bool:
+        try:
+            return bool(getopt(self.mon, EVENTS) & POLLIN)
+        except zmq.ZMQError:  # closed by another thread
+            return True
 
     def close(self) -> None:
         """Lock held, or nobody else knows it. Idempotent."""
-        conn, self.conn = self.conn, None
-        if conn is not None:
-            conn.close()
+        sock, self.sock = self.sock, None
+        if sock is not None:
+            close(sock, self.mon)
             self.engine.lanes.gone(self)
 
     # ---- messages ----------------------------------------------------------
 
-    def _lost(self) -> ConnectionLost:
-        return ConnectionLost("the connection to the daemon at "
-                              f"{self.engine.endpoint} was lost")
-
-    def _message(self, fields: Dict[str, Any],
-                 payload: Optional[bytes] = None) -> bytes:
+    def send(self, fields: Dict[str, Any], payload: Optional[bytes] = None
+             ) -> None:
         try:
-            return message(self._pack(fields), payload)
+            head = self._pack.pack(fields)
         except (TypeError, ValueError, OverflowError) as e:
             raise error_for("INVALID", str(e)) from None
-
-    def send(self, data: bytes) -> None:
-        """Messages."""
-        if self.conn is None:
-            raise ClientClosed("the client was closed")
         try:
-            gone = self.conn.send(data, self.engine.timeout)
-        except OSError:
-            raise self._lost() from None
-        if not gone:
-            raise Silent(f"the daemon at {self.engine.endpoint} reads nothing")
+            if payload is None:
+                sock_send(self.sock, head, NOBLOCK)
+                return
+            self._half = True
+            sock_send(self.sock, head, SNDMORE)
+            sock_send(self.sock, payload, NOBLOCK)
+            self._half = False
+        except zmq.ZMQError as e:
+            self.close()
+            raise Internal(f"cannot send: {e}") from None
 
     def read(self, flags: int = 0) -> Optional[Reply]:
         """The next message, or None when none came: within _SOON, or with
-        NOWAIT is there. It is the next one until taken(): reading that an
+        NOBLOCK is there. It stays in the box until taken(): reading that an
         exception ended goes on where it was."""
-        if self.conn is None:
-            raise ClientClosed("the client was closed")
+        sock, box = self.sock, self._box
         try:
-            frames = self.conn.read(flags)
-        except (Lost, OSError):
-            raise self._lost() from None
-        if frames is None:
+            if box:
+                pass
+            elif get_ident() == _MAIN:
+                keep_message(box, sock)
+            else:
+                box.append(sock_recv(sock, flags))
+        except zmq.Again:
             return None
         try:
-            reply = msgpack.unpackb(frames[0], raw=False, strict_map_key=False)
+            reply = msgpack.unpackb(box[0], raw=False, strict_map_key=False)
         except (ValueError, msgpack.UnpackException):
             reply = None
-        return (reply if isinstance(reply, dict) else {},
-                frames[1] if len(frames) > 1 else b"")
+        if not isinstance(reply, dict):
+            reply = {}
+        if reply.get("mode") == "inline" or "results" in reply or not reply:
+            while getopt(sock, RCVMORE):
+                box.append(sock_recv(sock, NOBLOCK))
+        return reply, box[1] if len(box) > 1 else b""
 
     def taken(self, reply: Dict[str, Any]) -> None:
-        if self.conn is not None:
-            self.conn.taken()
+        self._box.clear()
         self._heard += 1
         if "event" in reply:
             self.engine.told(reply)
 
     def post(self, fields: Dict[str, Any]) -> None:
-        """Sends what needs no answer. Lock held; when it raises, the lane is
-        to be closed."""
+        """Sends what needs no answer. Lock held."""
+        if self.sock is None:
+            raise ClientClosed("the client was closed")
         fields["id"] = 0
-        self.send(self._message(fields))
+        self.send(fields)
         self._posted += 1
         if self._posted > 32:  # no call came by to read what was answered
             self._posted = 0
-            result = self.read(NOWAIT)
+            result = self.read(NOBLOCK)
             while result is not None:
                 self.taken(result[0])
-                result = self.read(NOWAIT)
+                result = self.read(NOBLOCK)
 
     # ---- calls -------------------------------------------------------------
 
     def call(self, request: Request) -> Reply:
         """The reply, whatever its status. Lock held; when it raises, the lane
         is clean or closed."""
+        if self.sock is None:
+            raise ClientClosed("the client was closed")
         fields = request.fields
         ident = fields["id"] = next(self.engine.ids)
         fields["op"] = request.op
         try:
-            self.send(self._message(fields, request.payload))
-            result = self._read_for(ident, request)
+            self.send(fields, request.payload)
+            result = None
+            if get_ident() != _MAIN:
+                result = self._read_for(ident, request, 0)
             if result is None:
                 result = self._await(ident, request)
             self._posted, self.used = 0, now()
@@ -153,7 +191,7 @@ class Lane:
             self._give_up(ident, request)
             raise
 
-    def _read_for(self, ident: int, request: Request, flags: int = 0
+    def _read_for(self, ident: int, request: Request, flags: int
                   ) -> Optional[Reply]:
         """The reply to that request, if it comes soon. Other ones are to what
         was posted or given up."""
@@ -178,13 +216,21 @@ class Lane:
         e, began = self.engine, now()
         deadline = began + request.limit + e.timeout
         wake_at, pinged = min(deadline, began + e.timeout), -1
+        woken = False
         while True:
-            result = self._read_for(ident, request, NOWAIT)
-            if result is not None:
-                return result
+            lost = woken and self.lost()
+            if getopt(self.sock, EVENTS) & POLLIN:
+                result = self._read_for(ident, request, NOBLOCK)
+                if result is not None:
+                    return result
+                continue
+            if lost:
+                raise ConnectionLost("the connection to the daemon at "
+                                     f"{e.endpoint} was lost")
             if e.state == "closed":
                 raise ClientClosed("the client was closed")
-            if self._poller.poll(max(0, (wake_at - now()) * 1000)):
+            woken = bool(self._poller.poll(max(0, (wake_at - now()) * 1000)))
+            if woken:
                 continue
             if now() >= deadline:
                 raise Silent(f"the daemon at {e.endpoint} did not answer "
@@ -192,27 +238,27 @@ class Lane:
             if pinged == self._heard:
                 raise Silent(f"the daemon at {e.endpoint} does not answer")
             pinged = self._heard
-            self.send(self._message({"op": "ping", "id": 0}))
+            self.send({"op": "ping", "id": 0})
             wake_at = min(deadline, now() + e.timeout)
 
     def _give_up(self, ident: int, request: Request) -> None:
         """An exception from outside, anywhere. Cancels the request, and takes
         what is answered nonetheless."""
         try:
-            conn = self.conn
-            if conn is None or conn.half_sent():
+            if self._half or self.sock is None:
                 self.close()
                 return
             cancel, until = next(self.engine.ids), now() + _PATIENCE
-            self.send(self._message({"op": "cancel", "target": ident,
-                                     "id": cancel}))
+            self.send({"op": "cancel", "target": ident, "id": cancel})
             while True:
-                result = self.read(NOWAIT)
+                result = self.read(NOBLOCK)
                 if result is None:
                     left = until - now()
-                    if left < 0 or self.engine.state == "closed":
+                    if left < 0 or self.engine.state == "closed" or \
+                            self.lost():
                         break
-                    self._poller.poll(left * 1000)
+                    if not getopt(self.sock, EVENTS) & POLLIN:
+                        self._poller.poll(left * 1000)
                     continue
                 reply = result[0]
                 mine = self._answers(reply, ident, request)
@@ -220,8 +266,6 @@ class Lane:
                 if mine or (reply.get("id") == cancel
                             and not reply.get("cancelled")):
                     return
-            self.close()
-        except ConnectionLost:
             self.close()
         except BaseException:
             self.close()

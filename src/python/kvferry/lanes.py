@@ -16,11 +16,12 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Any, Deque, Dict, Optional
 
+import zmq
+
 from .calls import Request, now
 from .errors import ClientClosed, ConnectionLost, KvferryError, error_for
 from .lane import Lane, Reply, Silent
 from .wire import Bell
-from .zmtp import Lost
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -54,7 +55,7 @@ class Lanes:
             if lane is None:
                 return None
             with lane.lock:
-                if lane.conn is None:  # closed at this moment
+                if lane.sock is None:  # closed at this moment
                     return None
                 result = lane.call(request)
         except Silent as error:
@@ -66,11 +67,11 @@ class Lanes:
         except KvferryError:
             raise
         except BaseException:
-            if lane is not None and lane.conn is None:
+            if lane is not None and lane.sock is None:
                 e.cancel(request.fields.get("id", 0))
             raise
         finally:
-            if lane is not None and lane.conn is not None:
+            if lane is not None and lane.sock is not None:
                 self._idle.append(lane)
         reply = result[0]
         status = reply.get("status", "INTERNAL")
@@ -110,16 +111,17 @@ class Lanes:
         try:
             with e.lock:
                 epoch, session = e.epoch, e.session
-            lane = self._open[slot] = Lane(e, epoch, slot, _HELLO)
+            lane = self._open[slot] = Lane(e, epoch, slot)
             with lane.lock:
                 reply, _ = lane.call(Request("hello", {
                     "version": 1, "client": e.name, "session": session},
                     limit=min(0, _HELLO - e.timeout)))
-            if reply.get("status") == "OK":
+            # Its monitor wakes nobody before it was found empty once.
+            if reply.get("status") == "OK" and not lane.lost():
                 return lane
         except ClientClosed:
             raise
-        except (KvferryError, Lost, OSError):
+        except (KvferryError, zmq.ZMQError, OSError):
             pass  # the engine's connection shows what that means
         except BaseException:
             self._forget(lane, slot)
@@ -158,11 +160,11 @@ class Lanes:
             with lane.lock:
                 lane.post(fields)
             self.posted_at = now()
-        except BaseException as error:
+        except KvferryError:
+            return False
+        except BaseException:
             with lane.lock:
                 lane.close()
-            if isinstance(error, KvferryError):
-                return False
             raise
         self._idle.append(lane)
         return True
@@ -172,18 +174,17 @@ class Lanes:
         if self._open.pop(lane.slot, None) is not None:
             self._slots.append(lane.slot)
 
-    def forget(self) -> None:
-        """In a child after a fork: its copies of the descriptors."""
-        for lane in list(self._open.values()):
-            if lane.conn is not None:
-                lane.conn.close()
-
-    def shut(self) -> None:
-        """Closes all; calls under way end with ClientClosed."""
+    def shut(self) -> bool:
+        """Closes all; calls under way end with ClientClosed. False: a thread
+        stands still with one."""
         self.end.ring()
+        clean = True
         for lane in list(self._open.values()):
             if lane.lock.acquire(timeout=1):
                 try:
                     lane.close()
                 finally:
                     lane.lock.release()
+            else:
+                clean = False
+        return clean
