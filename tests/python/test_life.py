@@ -371,3 +371,31 @@ def test_next_event_beside_calls(one):
     in_threads(2, events)
     assert seen == [f"k{n}" for n in range(50)]
     assert one.next_event(0.05) is None
+
+
+@pytest.mark.parametrize("lane", [True, False])
+def test_a_reply_is_about_the_pool_of_its_session(one, monkeypatch, lane):
+    """Another thread may have a new session, with another pool, when it has
+    come."""
+    e, call = one._engine, one._call
+    one.put("k", b"x" * 8192)
+
+    def late(request):
+        monkeypatch.undo()
+        if not lane:
+            monkeypatch.setattr(e.lanes, "run", lambda request: None)
+        result = call(request)
+        monkeypatch.setattr(e, "pool", None)
+        return result
+    for what in (lambda: one.get("k", one.me, timeout=5),
+                 lambda: one.alloc(8192), lambda: one.expose("w", 8192)):
+        monkeypatch.setattr(one, "_call", late)
+        memory = what()
+        monkeypatch.undo()
+        assert len(memory) == 8192
+        if isinstance(memory, kvferry.Payload):
+            assert memory.to_bytes() == b"x" * 8192
+        if isinstance(memory, kvferry.Window):
+            one.unexpose(memory)
+        else:
+            memory.release()

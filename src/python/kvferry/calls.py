@@ -10,6 +10,7 @@ from .errors import KvferryError
 
 if TYPE_CHECKING:
     from .engine import Engine
+    from .shm import Mapping
 
 now = time.monotonic
 INF = float("inf")
@@ -18,8 +19,11 @@ INF = float("inf")
 class Request:
     """What to ask. `limit`: seconds that the daemon may take by the request's
     own words (INF: unknown; a silent daemon is found by pings). `reply`: what
-    was answered OK, until somebody has the memory that it brought."""
-    __slots__ = ("op", "fields", "payload", "limit", "reply", "given_up")
+    was answered OK, until somebody has the memory that it brought. `pool`: that
+    of the session which was asked, where the offsets of the reply lie; another
+    thread may have a new session by then, with a daemon that was restarted."""
+    __slots__ = ("op", "fields", "payload", "limit", "reply", "given_up",
+                 "pool")
 
     def __init__(self, op: str, fields: Optional[Dict[str, Any]] = None,
                  payload: Optional[bytes] = None, limit: float = 0) -> None:
@@ -27,6 +31,7 @@ class Request:
         self.fields: Dict[str, Any] = {} if fields is None else fields
         self.reply: Optional[Dict[str, Any]] = None
         self.given_up = False
+        self.pool: Optional[Mapping] = None
 
 
 def brought(request: Request, reply: Dict[str, Any]) -> List[Tuple[str, int]]:

@@ -253,6 +253,7 @@ class Engine:
 
     def _send(self, call: Call) -> None:
         r = call.request
+        r.pool = self.pool
         m = dict(r.fields)
         m["op"] = r.op
         m["id"] = call.id

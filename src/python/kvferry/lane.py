@@ -26,6 +26,7 @@ from .wire import (EVENTS, NOBLOCK, POLLIN, RCVMORE, SNDMORE, close, dealer,
 
 if TYPE_CHECKING:
     from .engine import Engine
+    from .shm import Mapping
 
 # Milliseconds of a wait in which nothing but the reply is looked for: one system
 # call instead of three. Who waits longer is told at once when the daemon goes.
@@ -61,8 +62,10 @@ class Lane:
     """One connection. Its lock is held while it is used, so that the client
     can be closed by another thread."""
 
-    def __init__(self, engine: "Engine", epoch: int, slot: int) -> None:
-        self.engine, self.epoch, self.slot = engine, epoch, slot
+    def __init__(self, engine: "Engine", epoch: int, pool: Optional[Mapping],
+                 slot: int) -> None:
+        self.engine, self.epoch, self.pool = engine, epoch, pool
+        self.slot = slot
         self.lock = threading.Lock()
         self._pack = msgpack.Packer(use_bin_type=True, autoreset=True)
         self._box: List[bytes] = []  # frames of a message being read
@@ -173,6 +176,7 @@ class Lane:
         fields = request.fields
         ident = fields["id"] = next(self.engine.ids)
         fields["op"] = request.op
+        request.pool = self.pool
         try:
             self.send(fields, request.payload)
             result = None

@@ -110,8 +110,8 @@ class Lanes:
             return None
         try:
             with e.lock:
-                epoch, session = e.epoch, e.session
-            lane = self._open[slot] = Lane(e, epoch, slot)
+                epoch, session, pool = e.epoch, e.session, e.pool
+            lane = self._open[slot] = Lane(e, epoch, pool, slot)
             with lane.lock:
                 reply, _ = lane.call(Request("hello", {
                     "version": 1, "client": e.name, "session": session},

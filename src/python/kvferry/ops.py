@@ -72,12 +72,13 @@ def _alloc(e: Engine, size: int) -> Op[Buffer]:
     request = Request("alloc", {"size": size})
     try:
         reply, _ = yield request
-        if e.pool is None:
+        pool = request.pool
+        if pool is None:
             raise Unsupported("the pool of the daemon cannot be mapped here")
         at = reply["offset"]
-        if at < 4096 or at + size > e.pool.size:
+        if at < 4096 or at + size > pool.size:
             raise Internal("a buffer outside the pool")
-        view = e.pool.view[at:at + size]
+        view = pool.view[at:at + size]
         buffer = Buffer(view, reply["buffer"],
                         Lease(e, "free", reply["buffer"], [view]))
     except BaseException:  # a signal's can come at any step
@@ -229,8 +230,8 @@ def get_fields(e: Engine, key: str, source: From, mode: str,
     return fields
 
 
-def payload_of(e: Engine, key: str, reply: Dict[str, Any], frame: memoryview,
-               into: Optional[Into]) -> Payload:
+def payload_of(e: Engine, request: Request, key: str, reply: Dict[str, Any],
+               frame: memoryview, into: Optional[Into]) -> Payload:
     ident = reply.get("buffer")
     if reply.get("mode") == "inline":
         if frame.nbytes != reply["size"]:
@@ -241,7 +242,7 @@ def payload_of(e: Engine, key: str, reply: Dict[str, Any], frame: memoryview,
     pieces, size, foreign = [], 0, False
     try:
         for s in reply["segments"]:
-            pool = e.pool
+            pool = request.pool
             if "path" in s:
                 pool = e.maps.view_of(s["path"])
                 foreign = True
@@ -292,7 +293,7 @@ def _get(e: Engine, key: str, fields: Dict[str, Any], limit: float,
     request = Request("get", fields, None, limit)
     try:
         reply, frame = yield request
-        payload = payload_of(e, key, reply, memoryview(frame), into)
+        payload = payload_of(e, request, key, reply, memoryview(frame), into)
     except BaseException:
         e.undo(request)
         raise
@@ -334,7 +335,7 @@ def mget(e: Engine, gets: Sequence[Union[str, Get]],
     request = Request("mget", fields, None, limit)
     try:
         reply, frame = yield request
-        out = _payloads(e, items, reply, memoryview(frame))
+        out = _payloads(e, request, items, reply, memoryview(frame))
     except BaseException:
         e.undo(request)
         raise
@@ -342,8 +343,9 @@ def mget(e: Engine, gets: Sequence[Union[str, Get]],
     return out
 
 
-def _payloads(e: Engine, items: Sequence[Get], reply: Dict[str, Any],
-              frame: memoryview) -> List[Union[Payload, KvferryError]]:
+def _payloads(e: Engine, request: Request, items: Sequence[Get],
+              reply: Dict[str, Any], frame: memoryview
+              ) -> List[Union[Payload, KvferryError]]:
     out: List[Union[Payload, KvferryError]] = []
     at = 0
     for g, r in zip(items, reply["results"]):
@@ -354,7 +356,7 @@ def _payloads(e: Engine, items: Sequence[Get], reply: Dict[str, Any],
             if r.get("mode") == "inline":
                 part = frame[at:at + r["size"]]
                 at += r["size"]
-            out.append(payload_of(e, g.key, r, part, g.into))
+            out.append(payload_of(e, request, g.key, r, part, g.into))
         except KvferryError as error:
             out.append(error)
     return out

@@ -75,8 +75,9 @@ def _expose(e: Engine, name: str, memory: Union[int, Region], writable: bool
         r, _ = yield Request("expose", f)
         return Window(name, r["window"], 0, memory._export(), memory)
     f["size"] = memory
-    r, _ = yield Request("expose", f)
-    at, pool = r["offset"], e.pool
+    request = Request("expose", f)
+    r, _ = yield request
+    at, pool = r["offset"], request.pool
     if pool is None:
         yield Request("unexpose", {"window": r["window"]})
         raise Unsupported("the pool of the daemon cannot be mapped here")
