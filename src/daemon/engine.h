@@ -62,6 +62,12 @@ unsigned kvf_get_fields_write(struct kvf_mpw *w,
 /* Gives back what a reply gave that nobody read: a received buffer, a view, an
  * allocated buffer, a region, a session. */
 void kvf_undo(struct kvf_server *s, uint64_t cookie);
+/* Sends the reply that was begun, without a payload; what it gives (0: nothing)
+ * goes back at once when the client is gone. */
+void kvf_reply_give(struct kvf_server *s, const struct kvf_to *to,
+                    uint64_t cookie);
+/* The same for a request that is answered later; kvf_pending_end follows. */
+void kvf_pending_give(struct kvf_pending *p, uint64_t cookie);
 /* A cookie for several buffers or views; 0 without memory (or none). */
 uint64_t kvf_undo_list_add(struct kvf_server *s, const uint64_t *id,
                            unsigned n);

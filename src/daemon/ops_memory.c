@@ -53,8 +53,7 @@ void kvf_op_alloc(struct kvf_call *call)
     kvf_reply_u64(s, "buffer", b->id);
     kvf_reply_u64(s, "offset", b->offset);
     kvf_reply_u64(s, "size", b->size);
-    if (kvf_reply_send(s, &call->to, NULL, 0, b->id) < 0)
-        kvf_undo(s, b->id);
+    kvf_reply_give(s, &call->to, b->id);
     kvf_event_pool(s);
 }
 

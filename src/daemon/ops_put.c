@@ -100,7 +100,6 @@ static void on_checksum(struct kvf_checksum *sum, uint64_t value)
     struct pending_put *p = kvf_container_of(sum, struct pending_put, sum);
     struct kvf_why why;
     struct kvf_to to;
-    uint64_t next;
 
     kvf_checksum_stop(&p->sum);
     unpin(p);
@@ -111,9 +110,8 @@ static void on_checksum(struct kvf_checksum *sum, uint64_t value)
         return;
     }
     /* Published stays published, also when nobody reads this. */
-    next = kvf_reply_next(p->server, p->pending.session, p->next);
-    if (kvf_pending_send(&p->pending, NULL, 0, next) < 0)
-        kvf_undo(p->server, next);
+    kvf_pending_give(&p->pending,
+                     kvf_reply_next(p->server, p->pending.session, p->next));
     kvf_pending_end(&p->pending);
     free(p);
 }
@@ -257,15 +255,6 @@ static void put_failed(struct kvf_call *call, const struct kvf_why *why)
     (void)kvf_reply_send(call->s, &call->to, NULL, 0, 0);
 }
 
-static void put_done(struct kvf_call *call)
-{
-    uint64_t next =
-        kvf_reply_next(call->s, call->client->session, call->req->u.put.next);
-
-    if (kvf_reply_send(call->s, &call->to, NULL, 0, next) < 0)
-        kvf_undo(call->s, next);
-}
-
 static void do_put(struct kvf_call *call, unsigned n_segs,
                    struct kvf_buffer *own)
 {
@@ -279,7 +268,9 @@ static void do_put(struct kvf_call *call, unsigned n_segs,
     } else {
         rc = publish(call->s, call->client, &put, &call->to, &why);
         if (rc == 0)
-            put_done(call);
+            kvf_reply_give(call->s, &call->to,
+                           kvf_reply_next(call->s, call->client->session,
+                                          call->req->u.put.next));
     }
     if (rc < 0) {
         if (own != NULL)

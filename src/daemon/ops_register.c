@@ -131,8 +131,7 @@ static void finish(struct pending_register *p, int link)
     leave(p);
     kvf_pending_to(&p->pending, &to);
     begin_reply(s, &to, r);
-    if (kvf_pending_send(&p->pending, NULL, 0, r->id) < 0)
-        kvf_undo(s, r->id);
+    kvf_pending_give(&p->pending, r->id);
     kvf_pending_end(&p->pending);
     free(p);
 }
@@ -277,8 +276,7 @@ void kvf_op_register(struct kvf_call *call)
         rc = add_region(s, ss, link, fd, call->req->u.reg.size, &r, &why);
         if (rc == 0) {
             begin_reply(s, &call->to, r);
-            if (kvf_reply_send(s, &call->to, NULL, 0, r->id) < 0)
-                kvf_undo(s, r->id);
+            kvf_reply_give(s, &call->to, r->id);
         }
     }
     if (rc < 0)

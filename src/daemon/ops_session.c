@@ -94,8 +94,7 @@ static void welcome(struct kvf_call *call, struct kvf_session *ss, bool opened)
     write_pool(s);
     write_transports(s);
     write_limits(s);
-    if (kvf_reply_send(s, &call->to, NULL, 0, cookie) < 0)
-        kvf_undo(s, cookie);
+    kvf_reply_give(s, &call->to, cookie);
 }
 
 static void tell_unmapped(struct kvf_server *s, const struct kvf_session *ss,

@@ -85,8 +85,7 @@ static void reply_exposed(struct kvf_call *call, const struct kvf_window *w)
         kvf_reply_u64(s, "region", w->seg.region->id);
     kvf_reply_u64(s, "offset", w->seg.offset);
     kvf_reply_u64(s, "size", w->seg.length);
-    if (kvf_reply_send(s, &call->to, NULL, 0, id) < 0)
-        kvf_undo(s, id);
+    kvf_reply_give(s, &call->to, id);
 }
 
 void kvf_op_expose(struct kvf_call *call)

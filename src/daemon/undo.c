@@ -92,6 +92,19 @@ void kvf_undo(struct kvf_server *s, uint64_t cookie)
     }
 }
 
+void kvf_reply_give(struct kvf_server *s, const struct kvf_to *to,
+                    uint64_t cookie)
+{
+    if (kvf_reply_send(s, to, NULL, 0, cookie) < 0)
+        kvf_undo(s, cookie);
+}
+
+void kvf_pending_give(struct kvf_pending *p, uint64_t cookie)
+{
+    if (kvf_pending_send(p, NULL, 0, cookie) < 0)
+        kvf_undo(p->client->server, cookie);
+}
+
 void kvf_undo_forget(struct kvf_server *s, uint64_t cookie)
 {
     if (cookie < KVF_COOKIE_OTHER && (cookie & KVF_COOKIE_LIST) != 0)
