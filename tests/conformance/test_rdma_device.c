@@ -221,6 +221,13 @@ static bool broken(struct rig *r)
     return t.fatal || o.fatal;
 }
 
+/* Both ends have noticed when it returns. */
+static void break_device(struct rig *r)
+{
+    fake_port_event(IBV_EVENT_DEVICE_FATAL);
+    rig_turns(r, 3);
+}
+
 static void until_healed(struct rig *r, unsigned ms)
 {
     uint64_t end = kvf_sched_clock(r->sched) + ms * KVF_NS_PER_MS;
@@ -283,17 +290,14 @@ static void test_device_fatal_again(void **state)
     (void)state;
     rig_open(&r, RIG_RDMA, SIZE);
     rig_until(&r, &r.ups, 10000);
-    fake_port_event(IBV_EVENT_DEVICE_FATAL);
-    rig_turns(&r, 3);
+    break_device(&r);
     fake.fail_at[FAKE_reg_mr] = 3; /* after the pages for probes of both */
     until_healed(&r, 30000);
     assert_int_equal(r.rdma.healed, 2);
     assert_int_equal(fake.fail_at[FAKE_reg_mr], 0);
-    fake_port_event(IBV_EVENT_DEVICE_FATAL);
-    rig_turns(&r, 3);
+    break_device(&r);
     assert_true(broken(&r));
-    fake_port_event(IBV_EVENT_DEVICE_FATAL);
-    rig_turns(&r, 3);
+    break_device(&r);
     rig_close(&r);
 }
 
@@ -315,8 +319,7 @@ static void test_device_fatal_keeps(void **state)
     (void)state;
     rig_open(&r, RIG_RDMA, SIZE);
     rig_until(&r, &r.ups, 10000);
-    fake_port_event(IBV_EVENT_DEVICE_FATAL);
-    rig_turns(&r, 3);
+    break_device(&r);
     kvf_link_close(&r.link);
     for (unsigned i = 0; i < 500 && in_use(&r); i++)
         rig_turns(&r, 1);
@@ -326,8 +329,7 @@ static void test_device_fatal_keeps(void **state)
     until_healed(&r, 30000);
     assert_int_equal(fake_reap_cqs(), 2);
     assert_false(in_use(&r));
-    fake_port_event(IBV_EVENT_DEVICE_FATAL);
-    rig_turns(&r, 3);
+    break_device(&r);
     until_healed(&r, 30000);
     assert_int_equal(r.rdma.healed, 4);
     rig_close(&r);
