@@ -33,10 +33,10 @@ class Spare:
     an exception cannot lose it, whenever it comes."""
     __slots__ = ("ident", "offset", "epoch", "pool", "_engine")
 
-    def __init__(self, engine: "Engine", asked: "Asked",
+    def __init__(self, engine: "Engine", epoch: int, pool: "Mapping",
                  brought: Dict[str, Any]) -> None:
         self.ident: int = brought["buffer"]
-        self.epoch, self.pool = asked.epoch, asked.pool
+        self.epoch, self.pool = epoch, pool
         self._engine: "Optional[Engine]" = engine
         self.offset: int = brought.get("offset", 0)
 
@@ -63,11 +63,11 @@ class Shelf:
 
 
 class Asked:
-    """One that is asked for, in a session and for its pool."""
-    __slots__ = ("shelf", "epoch", "pool")
+    """One that is asked for, in a session."""
+    __slots__ = ("shelf", "epoch")
 
-    def __init__(self, shelf: Shelf, epoch: int, pool: "Mapping") -> None:
-        self.shelf, self.epoch, self.pool = shelf, epoch, pool
+    def __init__(self, shelf: Shelf, epoch: int) -> None:
+        self.shelf, self.epoch = shelf, epoch
 
 
 class Spares:
@@ -107,7 +107,7 @@ class Spares:
         if not again or pool is None or at < self._pause or \
                 not self._room(size, pool):
             return spare, None
-        asked = Asked(shelf, epoch, pool)
+        asked = Asked(shelf, epoch)
         shelf.asked.add(asked)
         return spare, asked
 
@@ -125,13 +125,14 @@ class Spares:
         if brought is None:
             self._pause = now() + _KEEP
             return
-        if asked.epoch != self._engine.epoch:  # of which session is it?
-            self._engine.undo(request)
+        pool = request.pool
+        if pool is None or asked.epoch != self._engine.epoch:
+            self._engine.undo(request)  # of which session is it?
             return
-        spare = Spare(self._engine, asked, brought)
+        spare = Spare(self._engine, asked.epoch, pool, brought)
         request.reply = None
-        if now() >= self._pause and _PAGE <= spare.offset <= \
-                spare.pool.size - asked.shelf.size:
+        if now() >= self._pause and \
+                _PAGE <= spare.offset <= pool.size - asked.shelf.size:
             asked.shelf.ready.append(spare)
 
     # ---- giving back -------------------------------------------------------
