@@ -160,32 +160,61 @@ static size_t put_time(char *out, size_t cap)
     return n;
 }
 
+/* Length of the valid UTF-8 sequence at p, or 0. */
+static size_t utf8_len(const unsigned char *p, size_t left)
+{
+    size_t n = p[0] < 0x80             ? 1
+               : (p[0] & 0xe0) == 0xc0 ? 2
+               : (p[0] & 0xf0) == 0xe0 ? 3
+               : (p[0] & 0xf8) == 0xf0 ? 4
+                                       : 0;
+
+    if (n == 0 || n > left)
+        return 0;
+    for (size_t i = 1; i < n; i++)
+        if ((p[i] & 0xc0) != 0x80)
+            return 0;
+    if (n == 2 && (p[0] < 0xc2 || (p[0] == 0xc2 && p[1] < 0xa0)))
+        return 0; /* overlong, or a C1 control */
+    if (n == 3 &&
+        ((p[0] == 0xe0 && p[1] < 0xa0) || (p[0] == 0xed && p[1] >= 0xa0)))
+        return 0; /* overlong, or a surrogate */
+    if (n == 4 && ((p[0] == 0xf0 && p[1] < 0x90) ||
+                   (p[0] == 0xf4 && p[1] >= 0x90) || p[0] > 0xf4))
+        return 0;
+    return n;
+}
+
 static const char hex[] = "0123456789abcdef";
 
 /* Appends text so that it stays on one line. Returns false when it had to be
  * cut at `limit`. */
 static bool put_escaped(char *out, size_t *at, size_t limit, const char *text)
 {
-    for (; *text != '\0'; text++) {
-        unsigned char c = (unsigned char)*text;
-        char esc[4] = {(char)c};
-        size_t n = 1;
+    while (*text != '\0') {
+        const unsigned char *p = (const unsigned char *)text;
+        size_t u = utf8_len(p, strnlen(text, 4));
+        char esc[4];
+        size_t n = u;
 
-        if (c == '\n' || c == '\t' || c == '\r') {
+        if (u > 1 || (u == 1 && *p >= 0x20 && *p != 0x7f)) {
+            memcpy(esc, text, u);
+        } else if (*p == '\n' || *p == '\t' || *p == '\r') {
             esc[0] = '\\';
-            esc[1] = c == '\n' ? 'n' : c == '\t' ? 't' : 'r';
+            esc[1] = *p == '\n' ? 'n' : *p == '\t' ? 't' : 'r';
             n = 2;
-        } else if (c < 0x20 || c == 0x7f) {
+        } else {
             esc[0] = '\\';
             esc[1] = 'x';
-            esc[2] = hex[c >> 4];
-            esc[3] = hex[c & 15];
+            esc[2] = hex[*p >> 4];
+            esc[3] = hex[*p & 15];
             n = 4;
         }
         if (*at + n > limit)
             return false;
         memcpy(out + *at, esc, n);
         *at += n;
+        text += u > 1 ? u : 1;
     }
     return true;
 }
@@ -268,31 +297,6 @@ void kvf_log_limited(struct kvf_log_limit *l, uint64_t now_ns,
     va_start(ap, fmt);
     emit(level, tag, fmt, ap);
     va_end(ap);
-}
-
-/* Length of the valid UTF-8 sequence at p, or 0. */
-static size_t utf8_len(const unsigned char *p, size_t left)
-{
-    size_t n = p[0] < 0x80             ? 1
-               : (p[0] & 0xe0) == 0xc0 ? 2
-               : (p[0] & 0xf0) == 0xe0 ? 3
-               : (p[0] & 0xf8) == 0xf0 ? 4
-                                       : 0;
-
-    if (n == 0 || n > left)
-        return 0;
-    for (size_t i = 1; i < n; i++)
-        if ((p[i] & 0xc0) != 0x80)
-            return 0;
-    if (n == 2 && (p[0] < 0xc2 || (p[0] == 0xc2 && p[1] < 0xa0)))
-        return 0; /* overlong, or a C1 control */
-    if (n == 3 &&
-        ((p[0] == 0xe0 && p[1] < 0xa0) || (p[0] == 0xed && p[1] >= 0xa0)))
-        return 0; /* overlong, or a surrogate */
-    if (n == 4 && ((p[0] == 0xf0 && p[1] < 0x90) ||
-                   (p[0] == 0xf4 && p[1] >= 0x90) || p[0] > 0xf4))
-        return 0;
-    return n;
 }
 
 static bool plain(unsigned char c)

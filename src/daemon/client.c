@@ -255,7 +255,7 @@ void kvf_pending_end(struct kvf_pending *p)
 
 static bool has_id(const struct kvf_pending *p, const uint8_t *id, size_t len)
 {
-    return id == NULL || (p->id_len == len && memcmp(p->id, id, len) == 0);
+    return id == NULL || kvf_mp_same(p->id, p->id_len, id, len);
 }
 
 /* A cancel may end its request at once, but no other's: still, each is taken

@@ -46,7 +46,7 @@ int kvf_blocks_create(const struct kvf_blocks_env *env, struct kvf_blocks **out,
     struct kvf_blocks *b = calloc(1, sizeof *b);
 
     if (b == NULL)
-        return kvf_fail(why, KVF_NO_SPACE, "out of memory");
+        return kvf_fail(why, KVF_INTERNAL, "out of memory");
     b->env = *env;
     kvf_list_init(&b->layouts);
     kvf_list_init(&b->waiting);

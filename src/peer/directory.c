@@ -27,7 +27,7 @@ int kvf_directory_set(struct kvf_peers *ps, const struct kvf_worker *w,
                             KVF_CONF_PEERS);
         pl = calloc(1, sizeof *pl);
         if (pl == NULL)
-            return kvf_fail(why, KVF_NO_SPACE, "out of memory");
+            return kvf_fail(why, KVF_INTERNAL, "out of memory");
         pl->worker = *w;
         HASH_ADD(hh, ps->places, worker, sizeof pl->worker, pl);
     }

@@ -86,7 +86,7 @@ int kvf_peer_at(struct kvf_peers *ps, const char *host, uint16_t port,
                         ps->env.conf->max_peers);
     p = calloc(1, sizeof *p);
     if (p == NULL)
-        return kvf_fail(why, KVF_NO_SPACE, "out of memory");
+        return kvf_fail(why, KVF_INTERNAL, "out of memory");
     p->ps = ps;
     p->link = ps->next_link++;
     memcpy(p->addr, addr, sizeof p->addr);

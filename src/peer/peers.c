@@ -11,7 +11,7 @@ int kvf_peers_create(const struct kvf_peers_env *env, struct kvf_peers **out,
     struct kvf_peers *ps = calloc(1, sizeof *ps);
 
     if (ps == NULL)
-        return kvf_fail(why, KVF_NO_SPACE, "out of memory");
+        return kvf_fail(why, KVF_INTERNAL, "out of memory");
     ps->env = *env;
     ps->windows_ended = KVF_WINDOWS_FIRST;
     kvf_mpw_init(&ps->w);

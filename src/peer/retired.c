@@ -56,7 +56,7 @@ int kvf_watch_new(struct kvf_peer *p, const struct kvf_id *push,
     HASH_ADD(hh, ps->watches, push, sizeof w->push, w);
     if (w->hh.tbl == NULL) {
         free(w);
-        return kvf_fail(why, KVF_BUSY, "out of memory");
+        return kvf_fail(why, KVF_INTERNAL, "out of memory");
     }
     kvf_list_init(&w->node);
     kvf_list_push_back(&p->watches, &w->node);

@@ -117,7 +117,7 @@ static bool take_small(struct kvf_get *g, const void *bytes,
     if (g->got == KVF_MODE_INLINE && g->m.hold && g->stash == NULL) {
         g->stash = malloc(gr->size);
         if (g->stash == NULL) {
-            kvf_fail(why, KVF_BUSY, "out of memory");
+            kvf_fail(why, KVF_INTERNAL, "out of memory");
             return false;
         }
         memcpy(g->stash, bytes, gr->size);

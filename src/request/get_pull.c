@@ -62,7 +62,7 @@ static int pull_init(struct kvf_get *g, struct kvf_why *why)
         return 0;
     p = calloc(1, sizeof *p);
     if (p == NULL)
-        return kvf_fail(why, KVF_BUSY, "out of memory");
+        return kvf_fail(why, KVF_INTERNAL, "out of memory");
     p->get = g;
     p->iov = calloc(g->n_into + 1u, sizeof *p->iov);
     if (g->got == KVF_MODE_INLINE && g->stash == NULL)
@@ -70,7 +70,7 @@ static int pull_init(struct kvf_get *g, struct kvf_why *why)
     if (p->iov == NULL || (g->got == KVF_MODE_INLINE && g->stash == NULL)) {
         free(p->iov);
         free(p);
-        return kvf_fail(why, KVF_BUSY, "out of memory");
+        return kvf_fail(why, KVF_INTERNAL, "out of memory");
     }
     p->n_iov = local_iov(g, g->grant->size, p->iov);
     ret = kvf_xfer_init(&p->xfer, g->gs->env.sched, false, g->grant->size,

@@ -96,7 +96,7 @@ static int copy_target(struct kvf_get *g, const struct kvf_req_get *r,
         (g->has_expect && kvf_worker_equal(&g->expect, &g->gs->env.conf->self));
     g->host = strdup(h);
     if (g->host == NULL)
-        return kvf_fail(why, KVF_NO_SPACE, "out of memory");
+        return kvf_fail(why, KVF_INTERNAL, "out of memory");
     return 0;
 }
 
@@ -171,7 +171,7 @@ int kvf_get_start(struct kvf_gets *gs, const struct kvf_get_params *p,
         return ret;
     g = calloc(1, sizeof *g);
     if (g == NULL)
-        return kvf_fail(why, KVF_BUSY, "out of memory");
+        return kvf_fail(why, KVF_INTERNAL, "out of memory");
     g->gs = gs;
     g->ops = ops;
     g->arg = arg;
@@ -183,7 +183,7 @@ int kvf_get_start(struct kvf_gets *gs, const struct kvf_get_params *p,
     kvf_list_init(&g->waiter.asker_node);
     kvf_get_init_time(g);
     kvf_retry_init(&g->retry, kvf_get_on_link);
-    ret = copy_request(g, p) < 0 ? kvf_fail(why, KVF_BUSY, "out of memory")
+    ret = copy_request(g, p) < 0 ? kvf_fail(why, KVF_INTERNAL, "out of memory")
                                  : choose_owner(g, p->req, why);
     if (ret < 0) {
         get_free(g);

@@ -16,7 +16,7 @@ int kvf_gets_create(const struct kvf_gets_env *env, struct kvf_gets **out,
     int ret;
 
     if (gs == NULL)
-        return kvf_fail(why, KVF_NO_SPACE, "out of memory");
+        return kvf_fail(why, KVF_INTERNAL, "out of memory");
     gs->env = *env;
     kvf_list_init(&gs->all);
     ret = kvf_link_open(env->shm, &gs->local_link, NULL, why);

@@ -126,7 +126,7 @@ static int copy_dest(struct kvf_move *m, const struct kvf_dest *d,
         kvf_peer_is_self(peers, h, m->port) ||
         (m->has_expect && kvf_worker_equal(&m->expect, &m->ms->env.conf->self));
     m->host = strdup(h);
-    return m->host != NULL ? 0 : kvf_fail(why, KVF_BUSY, "out of memory");
+    return m->host != NULL ? 0 : kvf_fail(why, KVF_INTERNAL, "out of memory");
 }
 
 /* ---- its life ----------------------------------------------------------- */
@@ -165,7 +165,7 @@ int kvf_move_start(struct kvf_moves *ms, const struct kvf_move_params *p,
     int ret;
 
     if (m == NULL)
-        return kvf_fail(why, KVF_BUSY, "out of memory");
+        return kvf_fail(why, KVF_INTERNAL, "out of memory");
     m->ms = ms;
     m->reply = reply;
     m->arg = arg;
@@ -175,7 +175,7 @@ int kvf_move_start(struct kvf_moves *ms, const struct kvf_move_params *p,
     kvf_move_init_time(m);
     kvf_retry_init(&m->retry, kvf_move_on_link);
     ret = copy_request(m, p) ? copy_dest(m, p->dest, why)
-                             : kvf_fail(why, KVF_BUSY, "out of memory");
+                             : kvf_fail(why, KVF_INTERNAL, "out of memory");
     if (ret < 0) {
         move_free(m);
         return ret;

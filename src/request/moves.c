@@ -23,7 +23,7 @@ int kvf_moves_create(const struct kvf_moves_env *env, struct kvf_moves **out,
     int ret;
 
     if (ms == NULL)
-        return kvf_fail(why, KVF_NO_SPACE, "out of memory");
+        return kvf_fail(why, KVF_INTERNAL, "out of memory");
     ms->env = *env;
     kvf_list_init(&ms->all);
     kvf_list_init(&ms->idle);

@@ -16,7 +16,7 @@ int kvf_pulls_create(const struct kvf_pulls_env *env, struct kvf_pulls **out,
     struct kvf_pulls *ps = calloc(1, sizeof *ps);
 
     if (ps == NULL)
-        return kvf_fail(why, KVF_NO_SPACE, "out of memory");
+        return kvf_fail(why, KVF_INTERNAL, "out of memory");
     ps->env = *env;
     kvf_list_init(&ps->all);
     *out = ps;

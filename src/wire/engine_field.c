@@ -23,13 +23,28 @@ int kvf_field_need_u64(const msgpack_object *map, const char *name,
     return rc != 0 ? rc : kvf_mp_missing(why, name);
 }
 
+/* "For ever" is often said with the largest number there is: a year will do. */
+static int read_ms(const msgpack_object *map, const char *name, uint64_t min,
+                   bool *has, uint64_t *ms, struct kvf_why *why)
+{
+    int rc = kvf_mp_u64(map, name, min, UINT64_MAX, ms, why);
+
+    *has = rc > 0;
+    if (*has && *ms > KVF_MAX_MS)
+        *ms = KVF_MAX_MS;
+    return rc;
+}
+
 int kvf_field_timeout(const msgpack_object *map, bool *has, uint64_t *ms,
                       struct kvf_why *why)
 {
-    int rc = kvf_mp_u64(map, "timeout_ms", 0, KVF_MAX_MS, ms, why);
+    return read_ms(map, "timeout_ms", 0, has, ms, why);
+}
 
-    *has = rc > 0;
-    return rc;
+int kvf_field_ttl(const msgpack_object *map, bool *has, uint64_t *ms,
+                  struct kvf_why *why)
+{
+    return read_ms(map, "ttl_ms", 1, has, ms, why);
 }
 
 int kvf_field_id(const msgpack_object *map, const char *name,

@@ -36,8 +36,11 @@ int kvf_field_id(const msgpack_object *map, const char *name,
 int kvf_field_need_u64(const msgpack_object *map, const char *name,
                        uint64_t min, uint64_t max, uint64_t *out,
                        struct kvf_why *why);
+/* `timeout_ms`, and `ttl_ms` (not 0); KVF_MAX_MS stands for more than that. */
 int kvf_field_timeout(const msgpack_object *map, bool *has, uint64_t *ms,
                       struct kvf_why *why);
+int kvf_field_ttl(const msgpack_object *map, bool *has, uint64_t *ms,
+                  struct kvf_why *why);
 
 /* A worker: a map of stage and, optionally, rank and replica. */
 int kvf_field_worker(const msgpack_object *map, const char *name,

@@ -129,10 +129,8 @@ int kvf_read_publish(struct kvf_req *r, struct kvf_why *why)
     if (rc >= 0)
         rc = kvf_field_need_u64(map, "n_tokens", 0, INT64_MAX / 4, &p->n_tokens,
                                 why);
-    if (rc >= 0) {
-        rc = kvf_mp_u64(map, "ttl_ms", 1, KVF_MAX_MS, &p->ttl_ms, why);
-        p->has_ttl = rc > 0;
-    }
+    if (rc >= 0)
+        rc = kvf_field_ttl(map, &p->has_ttl, &p->ttl_ms, why);
     if (rc >= 0)
         rc = kvf_mp_bool(map, "notify", &p->notify, why);
     return rc < 0 ? rc : read_blocks(map, &p->blocks, why);

@@ -38,10 +38,10 @@ static int read_hello(struct kvf_req *r, struct kvf_why *why)
 
     if (rc < 0)
         return rc;
-    rc = kvf_field_str(map, "client", 0, 256, &h->client, why);
+    rc = kvf_field_str(map, "client", 0, UINT32_MAX, &h->client, why);
     if (rc < 0)
         return rc;
-    rc = kvf_mp_u64(map, "pid", 1, INT32_MAX, &h->pid, why);
+    rc = kvf_mp_u64(map, "pid", 0, UINT64_MAX, &h->pid, why);
     if (rc < 0)
         return rc;
     h->has_pid = rc > 0;
@@ -124,7 +124,7 @@ static int read_fail(struct kvf_req *r, struct kvf_why *why)
         rc = kvf_field_str(&r->mp.root, "request_id", 1, KVF_MAX_KEY_REQUEST_ID,
                            &r->u.fail.request_id, why);
     return rc < 0 ? rc
-                  : kvf_field_str(&r->mp.root, "reason", 0, 1024,
+                  : kvf_field_str(&r->mp.root, "reason", 0, UINT32_MAX,
                                   &r->u.fail.reason, why);
 }
 
@@ -146,15 +146,19 @@ static int read_cleanup(struct kvf_req *r, struct kvf_why *why)
     return rc;
 }
 
+/* A prefix longer than any key is one that no key has. */
 static int read_list(struct kvf_req *r, struct kvf_why *why)
 {
-    int rc = kvf_field_str(&r->mp.root, "prefix", 0, KVF_MAX_KEY,
+    int rc = kvf_field_str(&r->mp.root, "prefix", 0, UINT32_MAX,
                            &r->u.list.prefix, why);
 
     r->u.list.limit = 1000;
-    return rc < 0 ? rc
-                  : kvf_mp_u64(&r->mp.root, "limit", 1, 100000,
-                               &r->u.list.limit, why);
+    if (rc >= 0)
+        rc = kvf_mp_u64(&r->mp.root, "limit", 0, UINT64_MAX, &r->u.list.limit,
+                        why);
+    if (r->u.list.limit > KVF_MAX_LIST)
+        r->u.list.limit = KVF_MAX_LIST;
+    return rc;
 }
 
 static int read_peer(struct kvf_req *r, struct kvf_why *why)

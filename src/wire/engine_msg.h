@@ -13,7 +13,7 @@
 #define KVF_MAX_SEGMENTS 1024u
 #define KVF_MAX_ID 4096u /* bytes of an encoded id */
 #define KVF_MAX_MGET 16384u
-#define KVF_MAX_READERS 1000000u
+#define KVF_MAX_LIST 100000u /* keys of one answer */
 #define KVF_MAX_MS                                                             \
     (1000ull * 3600 * 24 * 365) /* one year: longest duration                  \
                                  */

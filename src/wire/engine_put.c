@@ -50,12 +50,10 @@ int kvf_put_fields(struct kvf_req *r, struct kvf_req_put *p, bool *composed,
     if (rc >= 0)
         rc = kvf_mp_bin(map, "meta", 0, KVF_MAX_META, &p->meta, &p->meta_len,
                         why);
-    if (rc >= 0) {
-        rc = kvf_mp_u64(map, "ttl_ms", 1, KVF_MAX_MS, &p->ttl_ms, why);
-        p->has_ttl = rc > 0;
-    }
     if (rc >= 0)
-        rc = kvf_mp_u64(map, "readers", 0, KVF_MAX_READERS, &p->readers, why);
+        rc = kvf_field_ttl(map, &p->has_ttl, &p->ttl_ms, why);
+    if (rc >= 0)
+        rc = kvf_mp_u64(map, "readers", 0, UINT64_MAX, &p->readers, why);
     if (rc >= 0)
         rc = read_on_duplicate(r, p, why);
     if (rc >= 0)

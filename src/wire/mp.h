@@ -70,7 +70,14 @@ int kvf_mp_missing(struct kvf_why *why, const char *key);
 /* "int", "str", "map", ... for messages. Never NULL. */
 const char *kvf_mp_type_name(const msgpack_object *o);
 
+/* Whether two encoded scalars, heads included, are the same value: 5 is 5 in
+ * one byte or in nine, and so are texts; 5 and 5.0 differ, text and bin too. */
+bool kvf_mp_same(const uint8_t *a, size_t a_len, const uint8_t *b,
+                 size_t b_len);
+
 bool kvf_utf8_valid(const char *s, size_t len);
+/* How many bytes from the start are valid. */
+size_t kvf_utf8_prefix(const char *s, size_t len);
 
 /* ---- writing ------------------------------------------------------------ */
 
@@ -97,6 +104,8 @@ void kvf_mpw_array(struct kvf_mpw *w, unsigned items);
 void kvf_mpw_nil(struct kvf_mpw *w);
 void kvf_mpw_bool(struct kvf_mpw *w, bool v);
 void kvf_mpw_u64(struct kvf_mpw *w, uint64_t v);
+/* Bytes that are not UTF-8 (a sentence cut within a character) become '?': a
+ * reader that checks would refuse the whole message. */
 void kvf_mpw_str(struct kvf_mpw *w, const char *s);
 void kvf_mpw_strn(struct kvf_mpw *w, const char *s, size_t len);
 void kvf_mpw_bin(struct kvf_mpw *w, const void *p, size_t len);

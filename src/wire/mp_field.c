@@ -196,7 +196,7 @@ static size_t utf8_sequence(const uint8_t *s, size_t n)
     return len;
 }
 
-bool kvf_utf8_valid(const char *text, size_t len)
+size_t kvf_utf8_prefix(const char *text, size_t len)
 {
     const uint8_t *s = (const uint8_t *)text;
 
@@ -214,9 +214,14 @@ bool kvf_utf8_valid(const char *text, size_t len)
             }
         }
         if (*s >= 0x80 && (step = utf8_sequence(s, len)) == 0)
-            return false;
+            break;
         s += step;
         len -= step;
     }
-    return true;
+    return (size_t)(s - (const uint8_t *)text);
+}
+
+bool kvf_utf8_valid(const char *text, size_t len)
+{
+    return kvf_utf8_prefix(text, len) == len;
 }

@@ -102,7 +102,20 @@ void kvf_mpw_strn(struct kvf_mpw *w, const char *s, size_t len)
 
 void kvf_mpw_str(struct kvf_mpw *w, const char *s)
 {
-    kvf_mpw_strn(w, s, strlen(s));
+    size_t len = strlen(s);
+    size_t good = kvf_utf8_prefix(s, len);
+
+    if (!w->failed)
+        note(w, msgpack_pack_str(&w->pk, len));
+    for (;;) {
+        kvf_mpw_raw(w, s, good);
+        if (good == len)
+            return;
+        kvf_mpw_raw(w, "?", 1);
+        s += good + 1;
+        len -= good + 1;
+        good = kvf_utf8_prefix(s, len);
+    }
 }
 
 void kvf_mpw_bin(struct kvf_mpw *w, const void *p, size_t len)

@@ -117,7 +117,7 @@ static void read_room_ask(struct kvf_body *b, struct kvf_peer_room_ask *a)
     kvf_body_id(b, "push", &a->push);
     kvf_body_str(b, "key", KVF_MAX_KEY, &a->key);
     kvf_body_u64_in(b, "size", 1, INT64_MAX, &a->size);
-    kvf_body_u64_in(b, "readers", 0, KVF_MAX_READERS, &a->readers);
+    kvf_body_u64(b, "readers", &a->readers);
     kvf_body_flag(b, "reject", &a->reject_duplicate);
     kvf_body_flag(b, "shm", &a->want_shm);
     kvf_body_bin_opt(b, "meta", 0, KVF_MAX_META, &a->meta, &a->meta_len);

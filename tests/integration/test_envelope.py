@@ -191,6 +191,52 @@ def test_wrong_field_is_invalid_and_changes_nothing(engine, op, fields):
     assert engine.ok("list")["keys"] == []
 
 
+HUGE = 2**64 - 1
+
+
+def test_the_largest_values_are_values(daemon, engine):
+    """u is any unsigned int, s any text."""
+    engine.ok("hello", version=1, client="c" * 5000)
+    engine.ok("put", b"x", key="k", ttl_ms=HUGE, readers=HUGE)
+    assert engine.ok("list")["keys"][0]["readers"] == HUGE
+    for _ in range(2):
+        assert engine.fetch("k", timeout_ms=HUGE) == b"x"
+    assert engine.ok("list", limit=HUGE, prefix="k")["keys"]
+    assert engine.ok("list", limit=0)["keys"] == []
+    assert engine.ok("list", prefix="k" * 5000)["keys"] == []
+    for pid in (0, os.getpid() + 1, HUGE):
+        engine.want("DENIED", "hello", version=1, pid=pid)
+    reason = "\u00e9" * 5000
+    engine.ok("fail", key="k", reason=reason)
+    r = engine.want("FAILED", "get", key="k", source=engine.me)
+    assert reason.startswith(r["message"]) and len(r["message"]) >= 100
+
+
+@pytest.mark.parametrize("indent", range(3))
+def test_a_message_cut_within_a_character_can_be_read(daemon, engine, indent):
+    """So can the stats and the log, in which the same words stand."""
+    host = "x" * indent + "\u20ac" * 83
+    engine.want("PEER_UNREACHABLE", "get", key="k", timeout_ms=100,
+                source={"host": host, "port": 9})
+    assert host[:50] in str(engine.ok("stats")["peers"])
+    with open(daemon.log_path, encoding="utf-8") as f:
+        assert host[:50] in f.read()
+
+
+@pytest.mark.parametrize("id_,target", [
+    (b"\x05", b"\xcf\0\0\0\0\0\0\0\x05"), (b"\xd1\0\x05", b"\xcc\x05"),
+    (b"\xff", b"\xd2\xff\xff\xff\xff"), (b"\xa1x", b"\xda\0\1x"),
+    (b"\xc5\0\1x", b"\xc4\1x")])
+def test_a_cancel_means_the_value_of_an_id(engine, id_, target):
+    """However many bytes the client took to write it."""
+    get = pack({"op": "get", "key": "k", "source": engine.me})
+    engine.send_raw(bytes([get[0] + 1]) + get[1:] + b"\xa2id" + id_)
+    engine.send_raw(b"\x83\xa2op\xa6cancel\xa2id\xa1c\xa6target" + target)
+    got = [engine.recv_any() for _ in range(2)]
+    assert sorted(r.status for r in got) == ["CANCELLED", "OK"]
+    assert [r["cancelled"] for r in got if r.status == "OK"] == [1]
+
+
 def test_payload_where_none_belongs_is_answered(client):
     assert client.request("ping", b"junk").status in ("OK", "INVALID")
 

@@ -138,12 +138,15 @@ static void test_log_lines(void **state)
     assert_int_equal(n_tapped, 1);
     assert_non_null(
         strstr(tapped[0], " warn [KVF PUT] a=7 x\\ny\\tz\\r\\x1b[1m\\x7f"));
+    kvf_log(KVF_LOG_INFO, "T", "%s", "\xc3\xa9 \xe2\x82");
+    assert_non_null(strstr(tapped[1], "\xc3\xa9 \\xe2\\x82"));
     /* 2026-01-02T03:04:05.678+01:00 */
     assert_int_equal(strcspn(tapped[0], " "), 29);
     assert_true(tapped[0][10] == 'T' && tapped[0][19] == '.');
     end = strchr(log_file(), '\n');
     assert_non_null(end);
-    assert_string_equal(end, "\n");
+    assert_non_null(strchr(end + 1, '\n'));
+    assert_string_equal(strchr(end + 1, '\n'), "\n");
     assert_int_equal(kvf_log_lost(), 0);
     assert_true(kvf_log_on(KVF_LOG_INFO) && !kvf_log_on(KVF_LOG_DEBUG));
 }

@@ -131,7 +131,7 @@ static void test_bad(void **state)
         {"{'op':'hello','version':true}", "a bool"},
         {"{'op':'hello','version':-1}", "negative"},
         {"{'op':'hello','version':1,'session':<00>}", "field session"},
-        {"{'op':'hello','version':1,'pid':0}", "field pid"},
+        {"{'op':'hello','version':1,'pid':-1}", "field pid"},
         {"{'op':'alloc','size':0}", "field size"},
         {"{'op':'alloc'}", "field size: missing"},
         {"{'op':'free','buffer':-1}", "field buffer"},
@@ -171,7 +171,7 @@ static void test_bad(void **state)
          "total"},
         {"{'op':'put','key':'k','segments':[{'buffer':1}],'ttl_ms':0}",
          "field ttl_ms"},
-        {"{'op':'put','key':'k','segments':[{'buffer':1}],'readers':1000001}",
+        {"{'op':'put','key':'k','segments':[{'buffer':1}],'readers':-1}",
          "field readers"},
         {"{'op':'put','key':'k','segments':[{'buffer':1}],'meta':'str'}",
          "field meta"},
@@ -196,7 +196,7 @@ static void test_bad(void **state)
         {"{'op':'get','key':'k','into':[{'buffer':1,'offset':4,'length':5},"
          "{'buffer':2},{'buffer':1,'length':5}]}",
          "named twice"},
-        {"{'op':'get','key':'k','timeout_ms':31536000001}", "timeout_ms"},
+        {"{'op':'get','key':'k','timeout_ms':-1}", "timeout_ms"},
         {"{'op':'get','key':'k','wait':1}", "field wait"},
         {"{'op':'mget'}", "field gets: missing"},
         {"{'op':'mget','gets':[]}", "field gets"},
@@ -204,7 +204,7 @@ static void test_bad(void **state)
         {"{'op':'cancel','target':[1]}", "field target"},
         {"{'op':'cleanup'}", "request_id: missing"},
         {"{'op':'cleanup','request_id':'r','from':16}", "field from"},
-        {"{'op':'list','limit':0}", "field limit"},
+        {"{'op':'list','limit':-1}", "field limit"},
         {"{'op':'peer','stage':1,'rank':0,'port':5}", "field host"},
     };
 
@@ -305,6 +305,37 @@ static void test_payload(void **state)
     kvf_req_done(&req);
 }
 
+/* An unsigned int may be any unsigned int, and a text any text: what is more
+ * than there can be is taken as the most there can be. */
+static void test_largest_values(void **state)
+{
+    (void)state;
+    assert_int_equal(decode_frames("{'op':'put','key':'k','readers':"
+                                   "18446744073709551615,'ttl_ms':"
+                                   "18446744073709551615}",
+                                   "x", 1),
+                     0);
+    assert_true(req.u.put.readers == UINT64_MAX);
+    assert_true(req.u.put.ttl_ms == KVF_MAX_MS);
+    kvf_req_done(&req);
+    assert_int_equal(
+        decode("{'op':'get','key':'k','timeout_ms':18446744073709551615}"), 0);
+    assert_true(req.u.get.timeout_ms == KVF_MAX_MS);
+    kvf_req_done(&req);
+    assert_int_equal(decode("{'op':'list','limit':18446744073709551615}"), 0);
+    assert_int_equal(req.u.list.limit, KVF_MAX_LIST);
+    kvf_req_done(&req);
+    assert_int_equal(decode("{'op':'list','limit':0}"), 0);
+    assert_int_equal(req.u.list.limit, 0);
+    kvf_req_done(&req);
+    assert_int_equal(decode("{'op':'hello','version':1,'pid':0}"), 0);
+    assert_true(req.u.hello.has_pid);
+    kvf_req_done(&req);
+    assert_int_equal(
+        decode("{'op':'hello','version':1,'pid':18446744073709551615}"), 0);
+    kvf_req_done(&req);
+}
+
 static void test_get_values(void **state)
 {
     (void)state;
@@ -367,7 +398,7 @@ int main(void)
         cmocka_unit_test(test_good),     cmocka_unit_test(test_bad),
         cmocka_unit_test(test_bad_push), cmocka_unit_test(test_id),
         cmocka_unit_test(test_payload),  cmocka_unit_test(test_get_values),
-        cmocka_unit_test(test_mget),
+        cmocka_unit_test(test_mget),     cmocka_unit_test(test_largest_values),
     };
 
     return cmocka_run_group_tests(tests, setup, teardown);

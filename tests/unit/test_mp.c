@@ -147,7 +147,8 @@ static void test_fields(void **state)
     kvf_mpw_array(&w, 2);
     kvf_mpw_u64(&w, 1);
     kvf_mpw_map(&w, 0);
-    kvf_mpw_kv_str(&w, "bad", "\xc0\x80");
+    kvf_mpw_str(&w, "bad");
+    kvf_mpw_strn(&w, "\xc0\x80", 2);
     kvf_mpw_map_end(&w, mark, 9);
     assert_false(w.failed);
     assert_int_equal(kvf_mp_parse(&m, w.buf.data, w.buf.size, &why), 0);
@@ -210,12 +211,80 @@ static void test_utf8(void **state)
         assert_false(kvf_utf8_valid(bad[i], strlen(bad[i])));
 }
 
+/* A sentence that was cut within a character must not spoil the message. */
+static void test_text_is_always_utf8(void **state)
+{
+    static const char *const texts[][2] = {
+        {"", ""},
+        {"whole \xc3\xa9", "whole \xc3\xa9"},
+        {"cut \xc3", "cut ?"},
+        {"cut \xe2\x82", "cut ??"},
+        {"\xff in \xc3\xa9 front", "? in \xc3\xa9 front"},
+    };
+    struct kvf_mpw w;
+    struct kvf_mp m;
+
+    (void)state;
+    kvf_mpw_init(&w);
+    for (size_t i = 0; i < sizeof texts / sizeof texts[0]; i++) {
+        size_t len = strlen(texts[i][1]);
+
+        kvf_mpw_reset(&w);
+        kvf_mpw_str(&w, texts[i][0]);
+        assert_int_equal(kvf_mp_parse(&m, w.buf.data, w.buf.size, NULL), 0);
+        assert_int_equal(m.root.via.str.size, len);
+        assert_memory_equal(m.root.via.str.ptr, texts[i][1], len);
+        kvf_mp_done(&m);
+    }
+    kvf_mpw_fini(&w);
+}
+
+static bool same(const char *a, size_t a_len, const char *b, size_t b_len)
+{
+    return kvf_mp_same((const uint8_t *)a, a_len, (const uint8_t *)b, b_len);
+}
+#define SAME(a, b) same(a, sizeof(a) - 1, b, sizeof(b) - 1)
+
+static void test_same_value(void **state)
+{
+    static const char five[][10] = {"\x05", "\xcc\x05", "\xcd\0\x05",
+                                    "\xd0\x05", "\xd1\0\x05"};
+    static const size_t len[] = {1, 2, 3, 2, 3};
+
+    (void)state;
+    for (unsigned i = 0; i < 5; i++)
+        for (unsigned k = 0; k < 5; k++)
+            assert_true(same(five[i], len[i], five[k], len[k]));
+    assert_true(SAME("\x05", "\xcf\0\0\0\0\0\0\0\x05"));
+    assert_true(SAME("\xff", "\xd3\xff\xff\xff\xff\xff\xff\xff\xff"));
+    assert_true(SAME("\xe0", "\xd1\xff\xe0"));
+    assert_true(SAME("\xa1x", "\xd9\1x"));
+    assert_true(SAME("\xa1x", "\xdb\0\0\0\1x"));
+    assert_true(SAME("\xc4\1x", "\xc6\0\0\0\1x"));
+    assert_true(SAME("\xca\x3f\x80\0\0", "\xcb\x3f\xf0\0\0\0\0\0\0"));
+    assert_true(SAME("\xc0", "\xc0"));
+    assert_true(SAME("\xa0", "\xd9\0"));
+    assert_false(SAME("\xff", "\xcf\xff\xff\xff\xff\xff\xff\xff\xff"));
+    assert_false(SAME("\x05", "\x06"));
+    assert_false(SAME("\xc2", "\xc3"));
+    assert_false(SAME("\xc0", "\xc2"));
+    assert_false(SAME("\xa1x", "\xc4\1x"));
+    assert_false(SAME("\xa1x", "\xa2xy"));
+    assert_false(SAME("\x01", "\xca\x3f\x80\0\0"));
+    assert_false(SAME("\xcd\0", "\0"));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_structure), cmocka_unit_test(test_huge_counts),
-        cmocka_unit_test(test_limits),    cmocka_unit_test(test_map_and_raw),
-        cmocka_unit_test(test_fields),    cmocka_unit_test(test_utf8),
+        cmocka_unit_test(test_structure),
+        cmocka_unit_test(test_huge_counts),
+        cmocka_unit_test(test_limits),
+        cmocka_unit_test(test_map_and_raw),
+        cmocka_unit_test(test_fields),
+        cmocka_unit_test(test_utf8),
+        cmocka_unit_test(test_text_is_always_utf8),
+        cmocka_unit_test(test_same_value),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
