@@ -43,6 +43,9 @@ int cli_getopt(struct cli *c, int argc, char **argv, const char *shorts,
                const struct option *own);
 /* For subcommands without options and arguments: 0 or CLI_USAGE. */
 int cli_no_arguments(struct cli *c, int argc, char **argv);
+/* Right after cli_getopt, when it or its caller does not take an option: says
+ * which one, returns CLI_USAGE. */
+int cli_bad_option(const struct cli *c, int code, char **argv);
 int cli_usage(const struct cli *c, const char *fmt, ...)
     __attribute__((format(printf, 2, 3)));
 /* Message on stderr; returns the exit status for `status` (negative). */

@@ -80,7 +80,7 @@ int cli_drain(struct cli *c, int argc, char **argv)
 
     while ((code = cli_getopt(c, argc, argv, "", options)) != -1)
         if (code == '?' || !cli_ms(optarg, &timeout_ms))
-            return cli_usage(c, "bad option");
+            return cli_bad_option(c, code, argv);
     if (argc != optind)
         return cli_usage(c, "takes no argument");
     rc = cli_open(c, KVFERRY_NO_SESSION, &h);

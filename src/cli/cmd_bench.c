@@ -205,7 +205,7 @@ int cli_bench(struct cli *c, int argc, char **argv)
     a.b.duration_ms = 10000;
     while ((code = cli_getopt(c, argc, argv, "", options)) != -1)
         if (code == '?' || !option(code, &a))
-            return cli_usage(c, "bad option");
+            return cli_bad_option(c, code, argv);
     if (argc != optind)
         return cli_usage(c, "takes no argument");
     if (a.b.into && a.b.workload == BENCH_MGET)

@@ -178,7 +178,7 @@ int cli_get(struct cli *c, int argc, char **argv)
 
     while ((code = cli_getopt(c, argc, argv, "o:", options)) != -1)
         if (!option(code, &a))
-            return cli_usage(c, "bad option");
+            return cli_bad_option(c, code, argv);
     if (argc - optind != 1)
         return cli_usage(c, "needs KEY");
     rc = output_open(&out, a.output);

@@ -50,7 +50,7 @@ int cli_ls(struct cli *c, int argc, char **argv)
 
     while ((code = cli_getopt(c, argc, argv, "", options)) != -1) {
         if (code == '?' || (code == 2 && !cli_u64(optarg, UINT32_MAX, &limit)))
-            return cli_usage(c, "bad option");
+            return cli_bad_option(c, code, argv);
         json |= code == 1;
     }
     if (argc - optind > 1)

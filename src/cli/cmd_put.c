@@ -240,7 +240,7 @@ int cli_put(struct cli *c, int argc, char **argv)
 
     while ((code = cli_getopt(c, argc, argv, "", options)) != -1)
         if (code == '?' || !option(code, &j))
-            return cli_usage(c, "bad option");
+            return cli_bad_option(c, code, argv);
     if (argc - optind != 2)
         return cli_usage(c, "needs KEY and FILE");
     if (!j.push && j.o.timeout_ms != 0)

@@ -117,7 +117,7 @@ int cli_status(struct cli *c, int argc, char **argv)
     while ((code = cli_getopt(c, argc, argv, "", options)) != -1) {
         if (code == '?' ||
             (code == 2 && (!cli_u64(optarg, 86400, &watch) || watch == 0)))
-            return cli_usage(c, "bad option");
+            return cli_bad_option(c, code, argv);
         json |= code == 1;
     }
     if (argc != optind)

@@ -88,6 +88,10 @@ static const struct cli_command commands[] = {
      "  --ready-file FILE  the target's line goes there too\n"
      "  --metadata-server P2PHANDSHAKE   accepted; there is no server\n"
      "  --report-unit U --report-precision N   of the last line (GB, 2)\n"
+     "  --nic-priority-matrix FILE       its first device for cpu:0\n"
+     "  --auto-discovery   the daemon finds a device\n"
+     "  --use-vram --gpu-id N --npu-id N --init-mem --backend B\n"
+     "  --logtostderr --minloglevel N    taken; no meaning, or not yet\n"
      "Option names are taken with underscores too.\n"},
     {"plan", cli_plan, "plan a transfer between two KV layouts",
      "plan [--case FILE]\n"

@@ -98,6 +98,17 @@ int cli_getopt(struct cli *c, int argc, char **argv, const char *shorts,
     }
 }
 
+int cli_bad_option(const struct cli *c, int code, char **argv)
+{
+    const char *last = argv[optind - 1];
+
+    if (code == '?') /* which one has been said */
+        return cli_usage(c, "bad option");
+    if (last == optarg)
+        return cli_usage(c, "bad value: %s %s", argv[optind - 2], last);
+    return cli_usage(c, "bad value: %s", last);
+}
+
 int cli_no_arguments(struct cli *c, int argc, char **argv)
 {
     int code;

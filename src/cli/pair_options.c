@@ -401,7 +401,7 @@ int pair_options(struct cli *c, int argc, char **argv, struct pair *p)
             return CLI_IO;
     while ((code = cli_getopt(c, argc, argv, "", options)) != -1) {
         if (code == '?')
-            return cli_usage(c, "bad option");
+            return cli_bad_option(c, code, argv);
         rc = option(p, code, nth, argc, argv);
         if (rc != 0)
             return rc;

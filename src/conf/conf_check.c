@@ -41,6 +41,35 @@ static void check_ports(struct kvf_conf_parser *p)
             c->rpc_port);
 }
 
+/* As in requests, an absent replica is the own one. */
+static void fill_replicas(struct kvf_conf *c)
+{
+    for (unsigned i = 0; i < c->n_peers; i++)
+        if (c->peer[i].worker.replica == KVF_CONF_OWN_REPLICA)
+            c->peer[i].worker.replica = c->self.replica;
+}
+
+static void check_peer(struct kvf_conf_parser *p, unsigned i)
+{
+    const struct kvf_worker *w = &p->c->peer[i].worker;
+
+    p->line = p->peer_line[i];
+    for (unsigned k = 0; k < i; k++)
+        if (kvf_worker_equal(&p->c->peer[k].worker, w)) {
+            kvf_conf_bad(p,
+                         "[peer " KVF_WORKER_FMT
+                         "]: given twice, with its replica and without",
+                         KVF_WORKER_ARG(w));
+            return;
+        }
+    if (p->peer_seen[i] != 3)
+        kvf_conf_bad(p,
+                     "[peer " KVF_WORKER_FMT
+                     "]: %s is missing; host and port are both required",
+                     KVF_WORKER_ARG(w),
+                     (p->peer_seen[i] & 1) != 0 ? "port" : "host");
+}
+
 void kvf_conf_check(struct kvf_conf_parser *p)
 {
     static const char *const backoff[][2] = {
@@ -66,14 +95,7 @@ void kvf_conf_check(struct kvf_conf_parser *p)
                          "allowed: one divides the other",
                          e->from, e->to, e->from_tp, e->to_tp);
     }
-    for (unsigned i = 0; i < c->n_peers; i++) {
-        p->line = p->peer_line[i];
-        if (p->peer_seen[i] != 3)
-            kvf_conf_bad(p,
-                         "[peer " KVF_WORKER_FMT
-                         "]: %s is missing; host and port are "
-                         "both required",
-                         KVF_WORKER_ARG(&c->peer[i].worker),
-                         (p->peer_seen[i] & 1) != 0 ? "port" : "host");
-    }
+    fill_replicas(p->c);
+    for (unsigned i = 0; i < c->n_peers; i++)
+        check_peer(p, i);
 }

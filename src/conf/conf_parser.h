@@ -14,6 +14,9 @@ enum kvf_conf_open {
     KVF_OPEN_PEER
 };
 
+/* Of a [peer] without replica, until the own one is known. */
+#define KVF_CONF_OWN_REPLICA UINT32_MAX
+
 struct kvf_conf_parser {
     struct kvf_conf *c;
     const char *name;

@@ -109,11 +109,19 @@ static const char *take_number(const char *s, uint32_t max, uint32_t *out)
     return s;
 }
 
+/* What stands behind `edge ` or `peer `; "" when nothing does. */
+static const char *after_kind(const struct kvf_conf_parser *p)
+{
+    const char *blank = strchr(p->section, ' ');
+
+    return blank != NULL ? blank + 1 : "";
+}
+
 static enum kvf_conf_open open_edge(struct kvf_conf_parser *p)
 {
     struct kvf_conf *c = p->c;
     uint32_t from, to;
-    const char *s = take_number(p->section + 5, KVF_STAGE_MAX, &from);
+    const char *s = take_number(after_kind(p), KVF_STAGE_MAX, &from);
     unsigned i = 0;
 
     if (s == NULL || strncmp(s, "->", 2) != 0 ||
@@ -143,8 +151,8 @@ static enum kvf_conf_open open_edge(struct kvf_conf_parser *p)
 static enum kvf_conf_open open_peer(struct kvf_conf_parser *p)
 {
     struct kvf_conf *c = p->c;
-    struct kvf_worker w = {0, 0, 0};
-    const char *s = take_number(p->section + 5, KVF_STAGE_MAX, &w.stage);
+    struct kvf_worker w = {0, 0, KVF_CONF_OWN_REPLICA};
+    const char *s = take_number(after_kind(p), KVF_STAGE_MAX, &w.stage);
     unsigned i = 0;
 
     s = s != NULL && *s == '.' ? take_number(s + 1, KVF_RANK_MAX, &w.rank)
@@ -175,11 +183,20 @@ static enum kvf_conf_open open_peer(struct kvf_conf_parser *p)
     return KVF_OPEN_PEER;
 }
 
+/* `kind` alone, or with what it is of behind it: both openers look there. */
+static bool is_kind(const char *section, const char *kind)
+{
+    size_t n = strlen(kind);
+
+    return strncmp(section, kind, n) == 0 &&
+           (section[n] == ' ' || section[n] == '\0');
+}
+
 enum kvf_conf_open kvf_conf_open_section(struct kvf_conf_parser *p)
 {
-    if (strncmp(p->section, "edge ", 5) == 0)
+    if (is_kind(p->section, "edge"))
         return open_edge(p);
-    if (strncmp(p->section, "peer ", 5) == 0)
+    if (is_kind(p->section, "peer"))
         return open_peer(p);
     for (unsigned i = 0; i < kvf_n_keys; i++)
         if (kvf_keys[i].base == KVF_IN_CONF &&

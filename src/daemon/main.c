@@ -81,7 +81,7 @@ static int parse_options(int argc, char **argv, struct options *o)
             fputs(help, stdout);
             return 0;
         default:
-            return EXIT_USAGE; /* getopt has said why */
+            return usage("wrong option"); /* getopt has said which */
         }
     }
     if (optind < argc && o->conf_path == NULL)

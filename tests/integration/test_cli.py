@@ -576,6 +576,31 @@ def test_help():
         assert re.search(rf"^  {sub} ", text, re.M)
 
 
+def test_help_and_manual_name_the_same_options():
+    option = re.compile(r"--([a-z][a-z-]+)")
+    said = set()
+    for sub in SUBCOMMANDS + ["plan", "help"]:
+        said |= set(option.findall(run("help", sub).text))
+    with open(os.path.join(kvf.ROOT, "docs", "man", "kvferry.1"),
+              encoding="utf-8") as f:
+        manual = f.read().replace("\\-", "-")
+    # The manual also has the other way to say no, for one of them.
+    assert set(option.findall(manual)) - {"nouse-vram"} == said
+
+
+@pytest.mark.parametrize("args,word", [
+    (["get", "k", "--mode", "fast"], "--mode fast"),
+    (["get", "k", "--mode=fast"], "--mode=fast"),
+    (["put", "k", "f", "--ttl", "soon"], "--ttl soon"),
+    (["ls", "--limit", "x"], "--limit x"),
+    (["status", "--watch", "0"], "--watch 0"),
+    (["drain", "--timeout", "x"], "--timeout x"),
+    (["bench", "--depth", "0"], "--depth 0"),
+    (["get", "k", "--what"], "--what")])
+def test_a_wrong_option_is_named(args, word):
+    assert word in run(*args, rc=USAGE).err
+
+
 @pytest.mark.parametrize("args", [
     [], ["nonsense"], ["help", "nonsense"], ["put"], ["put", "k"],
     ["put", "k", "f", "g"], ["put", "--ttl", "soon", "k", "f"],

@@ -260,6 +260,14 @@ static void test_values(void **state)
     assert_int_equal(conf->peer[0].port, 50183);
     assert_string_equal(conf->log_file, "/x;y#z");
     assert_int_equal(conf->log_level, KVF_LOG_TRACE);
+    /* As in requests, an absent replica is the own one, wherever that stands.
+     */
+    assert_int_equal(parse("[peer 4.1]\nhost = a\nport = 1\n[peer 4.1.0]\n"
+                           "host = b\nport = 2\n[worker]\nreplica = 3\n"),
+                     0);
+    assert_int_equal(conf->n_peers, 2);
+    assert_int_equal(conf->peer[0].worker.replica, 3);
+    assert_int_equal(conf->peer[1].worker.replica, 0);
 }
 
 static void test_structure(void **state)
@@ -302,7 +310,12 @@ static void test_structure(void **state)
         {"[peer 0.1]\nhost = a\nport = 1\ncolour = 1\n",
          "f:4: [peer 0.1] colour: no such key", 1},
         {"[peer 0.1]\nhost = a\nport = 1\n[peer 0.1.0]\nport = 1\n",
-         "f:5: [peer 0.1.0] port: given twice", 1},
+         "f:5: [peer 0.1.0]: given twice, with", 1},
+        {"[peer 0.1]\nhost = a\nport = 1\n[peer 0.1]\nport = 1\n",
+         "f:5: [peer 0.1] port: given twice", 1},
+        {"[peer]\nhost = a\n", "f:1: [peer]: not a worker", 1},
+        {"[edge]\nto_tp = 1\n", "f:1: [edge]: not an edge", 1},
+        {"[edges]\nto_tp = 1\n", "f:1: [edges]: no such section", 1},
         {"[worker]\ncluster = a\001b\n", "f:2: a control byte (0x01)", 1},
         {"[worker]\nstage = 0\r1\n", "f:2: a control byte (0x0d)", 1},
         {"[log]\nfile = \033[2J\n", "f:2: a control byte (0x1b)", 1},
