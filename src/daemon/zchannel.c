@@ -12,6 +12,10 @@
 #define RETRY_MIN_MS 50
 #define RETRY_MAX_MS 1000
 #define CHANNEL_HWM 20000
+/* Messages of guests at once that say that several of their requests are under
+ * way. One at a time is ASK and DONE in turn. Measured with 2, 4 and 8:
+ * docs/internals/loop.md. */
+#define GUESTS_CROWD 4
 /* Answers that may wait here for one guest, beyond what libzmq takes. */
 #define GUEST_QUEUE_MAX 1024
 /* Room for a message's head beside an eager payload or a list of claims. */
@@ -243,6 +247,7 @@ int kvf_zchannel_create(struct kvf_zctx *z, struct kvf_reactor *r,
     zc->conf = conf;
     set_opts(zc, &opts);
     opts.mandatory = opts.handover = true;
+    opts.crowd = GUESTS_CROWD;
     rc = kvf_zsock_open(z, r, KVF_ZSOCK_ROUTER, "zmq:guests", &opts, &guest_ops,
                         zc, &zc->router, why);
     if (rc == 0) {

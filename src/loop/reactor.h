@@ -49,7 +49,7 @@ struct kvf_source {
     unsigned want;  /* KVF_WANT_* being watched */
     unsigned ready; /* reported, not yet drained */
     struct kvf_list ready_node, touched_node;
-    void *event; /* libevent's, private to reactor.c */
+    void *event; /* libevent's, private to source.c */
     uint64_t wakeups, drains;
 };
 
@@ -75,6 +75,10 @@ bool kvf_reactor_may_spin(const struct kvf_reactor *r);
  * that idle stays idle; so does, for some milliseconds, a program that computes
  * on this processor. 0, as at the start: never. */
 void kvf_reactor_linger(struct kvf_reactor *r, uint64_t ns);
+/* Several requests are under way here: for some milliseconds the loop does not
+ * stay awake in vain. Messages come in batches then, which one wake-up serves,
+ * and who brings them needs the processor more. */
+void kvf_reactor_crowd(struct kvf_reactor *r);
 /* One iteration: arm, wait at most timeout_ns (KVF_NEVER = until something
  * happens), handle what came. Returns right after the handlers. For tests and
  * for programs with a loop of their own. */

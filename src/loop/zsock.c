@@ -39,6 +39,7 @@ struct kvf_zsock {
     void *arg;
     enum kvf_zsock_type type;
     bool mandatory, immediate;
+    unsigned crowd;
     bool quiet;     /* the last call found nothing to receive */
     bool writable;  /* immediate: as arm() saw it last */
     bool tell;      /* on_writable is owed as soon as POLLOUT holds */
@@ -259,12 +260,14 @@ static void on_retry(struct kvf_timer *t)
 static void drain(struct kvf_source *src, unsigned ready, unsigned budget)
 {
     struct kvf_zsock *s = kvf_container_of(src, struct kvf_zsock, src);
-    bool more = true;
+    unsigned n = 0;
 
     (void)ready;
     enter(s);
-    while (budget-- != 0 && more && !s->dead)
-        more = recv_message(s);
+    while (n < budget && !s->dead && recv_message(s))
+        n++;
+    if (!s->closed && s->crowd != 0 && n >= s->crowd)
+        kvf_reactor_crowd(src->reactor);
     if (!s->closed)
         flush(s);
     if (!s->closed && s->tell && !s->dead &&
@@ -325,6 +328,7 @@ int kvf_zsock_open(struct kvf_zctx *z, struct kvf_reactor *r,
                             .arg = arg,
                             .type = type,
                             .mandatory = opts->mandatory,
+                            .crowd = opts->crowd,
                             .immediate =
                                 type == KVF_ZSOCK_DEALER && opts->immediate};
     kvf_timer_init(&s->retry, on_retry);

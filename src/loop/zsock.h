@@ -48,6 +48,8 @@ struct kvf_zsock_opts {
     bool immediate;   /* DEALER: queue only to finished connections */
     unsigned reconnect_ms, reconnect_max_ms;
     bool ipv6;
+    unsigned crowd; /* so many messages at once are a crowd, see
+                       kvf_reactor_crowd; 0 = never */
 };
 
 enum kvf_zsock_type { KVF_ZSOCK_ROUTER, KVF_ZSOCK_DEALER };

@@ -21,12 +21,9 @@
 struct kvf_guest *kvf_guest_by_rid(struct kvf_peers *ps, const void *rid,
                                    size_t len)
 {
-    uint8_t key[KVF_RID_MAX + 1] = {0};
     struct kvf_guest *g;
 
-    key[0] = (uint8_t)len;
-    memcpy(key + 1, rid, len);
-    HASH_FIND(hh_rid, ps->guests_by_rid, key, sizeof key, g);
+    HASH_FIND(hh_rid, ps->guests_by_rid, rid, len, g);
     return g;
 }
 
@@ -40,11 +37,9 @@ static void bind_rid(struct kvf_guest *g, const void *rid, size_t len)
         kvf_guest_down(other, "its connection belongs to somebody else now");
     if (g->rid_len != 0)
         HASH_DELETE(hh_rid, g->ps->guests_by_rid, g);
-    memset(g->rid, 0, sizeof g->rid);
-    g->rid[0] = (uint8_t)len;
-    memcpy(g->rid + 1, rid, len);
+    memcpy(g->rid, rid, len);
     g->rid_len = len;
-    HASH_ADD(hh_rid, g->ps->guests_by_rid, rid, sizeof g->rid, g);
+    HASH_ADD(hh_rid, g->ps->guests_by_rid, rid, len, g);
 }
 
 static void unbind_rid(struct kvf_guest *g)
@@ -61,7 +56,7 @@ void kvf_guest_answer(struct kvf_guest *g, struct kvf_peer_msg *m,
 
     if (g->rid_len == 0 || kvf_peer_encode(&ps->w, m) < 0)
         return;
-    ps->env.channel.ops->answer(ps->env.channel.ctx, g->rid + 1, g->rid_len,
+    ps->env.channel.ops->answer(ps->env.channel.ctx, g->rid, g->rid_len,
                                 ps->w.buf.data, ps->w.buf.size, payload,
                                 payload_len);
 }
@@ -383,7 +378,7 @@ void kvf_guest_hello(struct kvf_peers *ps, const void *rid, size_t rid_len,
     /* Lookups of the old connection: the getter asks again for what it still
      * wants. */
     if (g->rid_len != 0 &&
-        (g->rid_len != rid_len || memcmp(g->rid + 1, rid, rid_len) != 0))
+        (g->rid_len != rid_len || memcmp(g->rid, rid, rid_len) != 0))
         kvf_guest_drop_asks(g);
     bind_rid(g, rid, rid_len);
     kvf_told_clear(&g->told);

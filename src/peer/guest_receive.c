@@ -116,7 +116,7 @@ void kvf_peers_on_message(struct kvf_peers *ps, const void *rid, size_t rid_len,
     struct kvf_guest *g;
     int ret;
 
-    if (ps->closing || rid_len > KVF_RID_MAX)
+    if (ps->closing || rid_len == 0 || rid_len > KVF_RID_MAX)
         return;
     ret = kvf_peer_decode(&m, data, len, NULL, 0, &why);
     if (ret == 0)

@@ -139,7 +139,7 @@ struct kvf_guest {
     uint64_t link;
     struct kvf_id incarnation;
     char name[48];
-    uint8_t rid[KVF_RID_MAX + 1]; /* length first: the hash key */
+    uint8_t rid[KVF_RID_MAX];
     size_t rid_len;
     bool up, daemon_gone, shm_ok, admitted;
     bool rdma;       /* it has a verbs device */

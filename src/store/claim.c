@@ -25,6 +25,15 @@ static void unpin(struct kvf_gen_private *p)
         kvf_region_unpin(p->regions[i]);
 }
 
+static struct kvf_id new_token(struct kvf_store *st)
+{
+    if (st->n_tokens == 0) {
+        kvf_random_bytes(st->tokens, sizeof st->tokens);
+        st->n_tokens = sizeof st->tokens / sizeof st->tokens[0];
+    }
+    return st->tokens[--st->n_tokens];
+}
+
 struct kvf_claim *kvf_claim_new(struct kvf_gen *g)
 {
     struct kvf_gen_private *gen = g->priv;
@@ -45,7 +54,7 @@ struct kvf_claim *kvf_claim_new(struct kvf_gen *g)
         return NULL;
     }
     st->next_claim++;
-    kvf_random_bytes(&p->c.token, sizeof p->c.token);
+    p->c.token = new_token(st);
     p->c.gen = g;
     p->c.priv = p;
     kvf_list_init(&p->c.holder_node);

@@ -110,6 +110,8 @@ struct kvf_store {
     struct kvf_store_ops ops;
     void *arg;
     uint64_t next_generation, next_claim, seed;
+    struct kvf_id tokens[16]; /* of claims to come: a call for each shows */
+    unsigned n_tokens;
     struct kvf_rng rng;
     struct kvf_key *keys;             /* uthash */
     struct kvf_index_node *index;     /* root */

@@ -141,6 +141,17 @@ static void test_linger(void **state)
     message(r, fd[1]);
     assert_in_range(yields_in_vain(r), 0, 1);
 
+    /* Nor does who is told of a crowd, until it must be over. */
+    now += 10 * KVF_NS_PER_MS;
+    message(r, fd[1]);
+    message(r, fd[1]);
+    kvf_reactor_crowd(r);
+    assert_in_range(yields_in_vain(r), 0, 1);
+    now += 10 * KVF_NS_PER_MS;
+    message(r, fd[1]);
+    message(r, fd[1]);
+    assert_in_range(yields_in_vain(r), 3, 10);
+
     kvf_source_remove(&src);
     close(fd[0]);
     close(fd[1]);
