@@ -43,11 +43,11 @@ def once(real, before=False):
     """real, with a KeyboardInterrupt after (before) its first call."""
     state = [True]
 
-    def interrupted(*args):
+    def interrupted(*args, **kw):
         first, state[0] = state[0], False
         if first and before:
             raise KeyboardInterrupt
-        result = real(*args)
+        result = real(*args, **kw)
         if first:
             raise KeyboardInterrupt
         return result
@@ -56,8 +56,8 @@ def once(real, before=False):
 
 @pytest.mark.parametrize("place, name, before", [
     (lane.Lane, "send", True), (lane.Lane, "send", False),
-    (lane.Lane, "read", False), (lane.Lane, "taken", True),
-    (lane.Lane, "taken", False), (lane.Lane, "call", False),
+    (lane.Lane, "read", True), (lane.Lane, "read", False),
+    (lane, "unpackb", False), (lane.Lane, "call", False),
     (lanes.Lanes, "run", False), (ops, "payload_of", True),
     (ops, "payload_of", False), (ops, "Lease", True), (ops, "Lease", False),
     (lane, "sock_send", False), (engine.Engine, "look", True)])

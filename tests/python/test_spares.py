@@ -58,16 +58,27 @@ def test_as_many_as_were_under_way_and_no_more(two):
     assert 0 < pool_of(a)["filling"] <= min(limit, 16 * HELD)
 
 
-def test_never_more_than_a_sixteenth(small):
-    """4 MiB / 16 are two of them."""
+def put_at_once(client):
     pending = threading.Barrier(4)
 
     def work(i):
         for _ in range(10):
             pending.wait(kvf.WAIT)
-            small.put(f"{i}", b"x" * SIZE)
+            client.put(f"{i}", b"x" * SIZE)
     in_threads(4, work)
+
+
+def test_never_more_than_a_sixteenth(small):
+    """4 MiB / 16 are two of them."""
+    put_at_once(small)
     assert pool_of(small)["filling"] <= 2 * HELD
+
+
+@pytest.mark.parametrize("name, most", [("_BYTES", 2 * HELD), ("_COUNT", 2)])
+def test_never_more_than_so_many(one, monkeypatch, name, most):
+    monkeypatch.setattr(spares, name, most)
+    put_at_once(one)
+    assert 0 < pool_of(one)["filling"] <= 2 * HELD
 
 
 def test_all_goes_back_when_the_pool_is_short(small):

@@ -16,7 +16,7 @@ from . import ops
 from .blocks import BlockOps
 from .buffers import Buffer, Payload, Region
 from .calls import Call, Request, now
-from .client import default_endpoint, put_options
+from .client import default_endpoint, put_fields
 from .engine import Engine
 from .errors import KvferryError, PeerUnreachable
 from .ops import From, Get, Into, PutResult, R
@@ -185,8 +185,8 @@ class AsyncClient(BlockOps, WindowOps):
                   checksum: bool = False, notify: bool = False,
                   meta: bytes = b"") -> PutResult:
         """As Client.put; copying a large object holds up the loop."""
-        o = put_options(ttl, readers, replace, checksum, notify, meta)
-        return await self._run(ops.put(self._engine, key, data, o))
+        fields = put_fields(key, ttl, readers, replace, checksum, notify, meta)
+        return await self._run(ops.put(self._engine, fields, data))
 
     async def get(self, key: str, source: From = None, *,
                   timeout: Optional[float] = None, mode: str = "auto",

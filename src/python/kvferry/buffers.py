@@ -12,8 +12,8 @@ from __future__ import annotations
 import mmap
 import os
 import sys
-from typing import (TYPE_CHECKING, Any, Callable, Dict, List, NamedTuple,
-                    Optional, Sequence, Tuple, Union)
+from typing import (TYPE_CHECKING, Any, Dict, NamedTuple, Optional, Sequence,
+                    Tuple, Union)
 
 from ._export import exports, tracked
 from .errors import Corrupt, Unsupported
@@ -26,6 +26,10 @@ try:
     import numpy as np
 except ImportError:  # optional
     np = None  # type: ignore[assignment]
+
+
+_NONE: Tuple[memoryview, ...] = ()
+_ARRAY: Any = () if np is None else np.ndarray  # for isinstance
 
 
 class Segment(NamedTuple):
@@ -120,6 +124,7 @@ class Buffer(Memory):
     def __init__(self, view: memoryview, ident: int = 0,
                  lease: "Optional[Lease]" = None) -> None:
         self._mv: Optional[memoryview] = view
+        self._pieces: Sequence[memoryview] = (view,)
         self._lease = lease
         self.id = ident
         self.size = view.nbytes
@@ -138,46 +143,38 @@ class Buffer(Memory):
         self._export()
         return Segment(self, offset, length)
 
-    def _views(self) -> List[memoryview]:
-        return [] if self._mv is None else [self._mv]
-
     def release(self) -> None:
         """Gives it back; does nothing the second time. BufferError, and
         nothing happens, while arrays or memoryviews made from it live."""
-        views = self._views()
-        for i, view in enumerate(views):
-            try:
+        some = False
+        try:
+            for view in self._pieces:
                 view.release()
-            except BufferError:
-                # Those before it had no export: nobody can miss them.
-                self._revive(views, i)
-                raise BufferError(
-                    "an array or memoryview made from this "
-                    f"{type(self).__name__} is still alive: drop it first, "
-                    "or call discard()") from None
-        self._forget()
+                some = True
+        except BufferError:
+            if some:  # the rest goes with its last user
+                self.discard()
+            raise BufferError(
+                "an array or memoryview made from this "
+                f"{type(self).__name__} is still alive: drop it first, "
+                "or call discard()") from None
+        self._mv, self._pieces = None, _NONE
         lease, self._lease = self._lease, None
         if lease is not None:
             lease.end()
 
-    def _revive(self, views: Sequence[memoryview], n: int) -> None:
-        """One view only: nothing was released before the one that refused."""
-
     def discard(self) -> None:
         """Gives it back as soon as the last array or memoryview made from it
         is gone (at once if there is none)."""
-        self._forget()  # the lease watches the memory itself
-        self._lease = None
-
-    def _forget(self) -> None:
-        self._mv = None
+        # The lease watches the memory itself.
+        self._mv, self._pieces, self._lease = None, _NONE, None
 
     def _given_away(self) -> None:
         """A put took it: it is the daemon's now."""
         lease, self._lease = self._lease, None
         if lease is not None:
             lease.drop()
-        self._forget()
+        self._mv, self._pieces = None, _NONE
 
     def __enter__(self) -> Any:
         return self
@@ -207,14 +204,15 @@ class Payload(Buffer):
     several `pieces`; view and the like then refuse, to_bytes joins them.
     """
 
-    def __init__(self, reply: Dict[str, Any], pieces: List[memoryview],
+    def __init__(self, reply: Dict[str, Any], pieces: Sequence[memoryview],
                  lease: "Optional[Lease]" = None,
                  key: str = "") -> None:
-        self._pieces: List[memoryview] = pieces
-        super().__init__(pieces[0] if pieces else memoryview(b""),
-                         reply.get("buffer", 0), lease)
-        self.key = key
+        self._pieces = pieces
+        self._mv = pieces[0] if pieces else memoryview(b"")
+        self._lease = lease
+        self.id = reply.get("buffer", 0)
         self.size = reply["size"]
+        self.key = key
         self._reply = reply  # most callers ask for none of the rest
 
     @property
@@ -302,17 +300,6 @@ class Payload(Buffer):
         if h.intdigest() != self.checksum:
             raise Corrupt(f"{self.key}: the checksum does not match")
 
-    def _views(self) -> List[memoryview]:
-        return [] if self._mv is None else self._pieces
-
-    def _revive(self, views: Sequence[memoryview], n: int) -> None:
-        if n > 0:  # some pieces are gone; the rest goes with its last user
-            self.discard()
-
-    def _forget(self) -> None:
-        super()._forget()
-        self._pieces = []
-
 
 class Region(Memory):
     """Memory of this process that the daemon may read (put) and write
@@ -365,38 +352,39 @@ def copy_bytes(dst: memoryview, src: memoryview) -> None:
 
 class Source:
     """Something to be put: its size, its bytes, and how to copy them."""
+    __slots__ = ("size", "_array", "_view")
 
     def __init__(self, data: Any) -> None:
-        if type(data).__module__.partition(".")[0] == "torch":
+        if not isinstance(data, _ARRAY) and \
+                type(data).__module__.partition(".")[0] == "torch":
             data = _host_array(data)
-        self.fill: Callable[[memoryview], None]
-        if np is not None and isinstance(data, np.ndarray):
+        self._array: Any = None
+        if isinstance(data, _ARRAY):
             if data.dtype.hasobject:  # its bytes are addresses
                 raise TypeError("an array of Python objects cannot be put")
-            self.size = int(data.nbytes)
-            self._array = data
-            self.fill = self._fill_array
-        else:
-            self._view = memoryview(data)
-            if not self._view.c_contiguous:
-                self._view = memoryview(self._view.tobytes())
-            self._view = self._view.cast("B")
-            self.size = self._view.nbytes
-            self.fill = self._fill_view
+            self._array, self.size = data, int(data.nbytes)
+            return
+        view = memoryview(data)
+        if not view.c_contiguous:
+            view = memoryview(view.tobytes())
+        self._view = view.cast("B")
+        self.size = self._view.nbytes
 
-    def _fill_view(self, dst: memoryview) -> None:
-        copy_bytes(dst, self._view)
-
-    def _fill_array(self, dst: memoryview) -> None:
+    def fill(self, dst: memoryview, at: int = 0) -> None:
+        """Copies it to there, from byte `at` on. Without the interpreter's
+        lock, unless it is small."""
         array = self._array
-        out = np.frombuffer(dst, array.dtype)
+        if array is None:
+            copy_bytes(dst[at:at + self.size], self._view)
+            return
+        out = np.frombuffer(dst, array.dtype, array.size, at)
         if array.ndim != 1:
             out = out.reshape(array.shape)
-        np.copyto(out, array)
+        out[...] = array  # as np.copyto, which is a function in Python
 
     def to_bytes(self) -> bytes:
-        if self.fill == self._fill_array:
-            return self._array.tobytes()
+        if self._array is not None:
+            return bytes(self._array.tobytes())
         return bytes(self._view)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import weakref
+from itertools import repeat
 from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Tuple
 
 from .errors import KvferryError
@@ -14,24 +15,25 @@ if TYPE_CHECKING:
 
 now = time.monotonic
 INF = float("inf")
+_ref: Callable[..., Any] = weakref.ref
 
 
 class Request:
     """What to ask. `limit`: seconds that the daemon may take by the request's
     own words (INF: unknown; a silent daemon is found by pings). `reply`: what
-    was answered OK, until somebody has the memory that it brought. `pool`: that
-    of the session which was asked, where the offsets of the reply lie; another
+    was answered OK, until somebody has the memory that it brought. `epoch`,
+    `pool`: of the session that was asked, in which that memory lies; another
     thread may have a new session by then, with a daemon that was restarted."""
-    __slots__ = ("op", "fields", "payload", "limit", "reply", "given_up",
-                 "pool")
+    reply: Optional[Dict[str, Any]] = None
+    given_up = False
+    epoch = 0
+    pool: Optional[Mapping] = None
 
     def __init__(self, op: str, fields: Optional[Dict[str, Any]] = None,
                  payload: Optional[bytes] = None, limit: float = 0) -> None:
         self.op, self.payload, self.limit = op, payload, limit
         self.fields: Dict[str, Any] = {} if fields is None else fields
-        self.reply: Optional[Dict[str, Any]] = None
-        self.given_up = False
-        self.pool: Optional[Mapping] = None
+        self.fields["op"] = op
 
 
 def brought(request: Request, reply: Dict[str, Any]) -> List[Tuple[str, int]]:
@@ -60,37 +62,36 @@ class Call:
 
 
 class Lease:
-    """Memory that goes back when its views are gone, or at end()."""
-    __slots__ = ("engine", "op", "ident", "epoch", "left", "refs",
-                 "foreign", "__weakref__")
+    """Memory that goes back when its views are gone, or at end(). `foreign`:
+    it is not of the session's own pool."""
+    __slots__ = ("engine", "op", "ident", "epoch", "left", "refs", "foreign")
 
-    def __init__(self, engine: "Engine", op: str, ident: int,
+    def __init__(self, engine: "Engine", op: str, ident: int, epoch: int,
                  views: List[memoryview], foreign: bool = False) -> None:
         self.engine, self.op, self.ident = engine, op, ident
-        self.epoch, self.foreign = engine.epoch, foreign
-        self.left = len(views)
-        self.refs = [weakref.ref(v, self._gone) for v in views]
+        self.epoch, self.foreign, self.left = epoch, foreign, len(views)
+        self.refs = list(map(_ref, views, repeat(self._gone)))
         engine.leases.add(self)
-        if foreign:
-            engine.foreign.add(self)
 
-    def _gone(self, ref: Any) -> None:
+    def _gone(self, view: Any) -> None:
         self.left -= 1
         if self.left <= 0:
             self.end()
 
-    def drop(self) -> bool:
-        """No longer ours to give back; False when it was so already."""
-        refs, self.refs = self.refs, []
-        if not refs:
-            return False
+    def drop(self) -> None:
+        """No longer ours to give back."""
+        self.refs = []
         self.engine.leases.discard(self)
-        return True
 
     def end(self) -> None:
+        """Gives it back, once; from anywhere."""
         try:
-            if self.drop():
-                self.engine.give_back(self)
+            if self.refs:
+                e, self.refs = self.engine, []
+                e.leases.discard(self)
+                if self.epoch != e.epoch or \
+                        not e.lanes.post(self.op, self.ident):
+                    e.later(self)
         except BaseException:  # a signal's; to give it back twice is no harm
             self.engine.queue_lease(self)
             raise

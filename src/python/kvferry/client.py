@@ -20,6 +20,7 @@ from .buffers import Buffer, Payload, Region
 from .calls import INF, Call, Request, now
 from .engine import Engine
 from .errors import ClientClosed, KvferryError, PeerUnreachable
+from .lane import Reply
 from .ops import From, Get, Into, PutResult, R
 from .windows import WindowOps
 
@@ -40,10 +41,10 @@ def default_endpoint(cluster: str = "default", stage: int = 0, rank: int = 0,
             ".ipc")
 
 
-def put_options(ttl: Optional[float], readers: int, replace: bool,
-                checksum: bool, notify: bool, meta: bytes) -> Dict[str, Any]:
+def put_fields(key: str, ttl: Optional[float], readers: int, replace: bool,
+               checksum: bool, notify: bool, meta: bytes) -> Dict[str, Any]:
     """put's arguments in the protocol's words."""
-    o: Dict[str, Any] = {}
+    o: Dict[str, Any] = {"key": key}
     if ttl is not None:
         o["ttl_ms"] = max(1, round(ttl * 1000)) if ttl > 0 else 0
     if readers != 1:
@@ -192,10 +193,8 @@ class Client(BlockOps, WindowOps):
         if call.leads:
             self._give_up(call)
 
-    def _call(self, request: Request) -> Any:
-        result = self._engine.lanes.run(request)
-        if result is not None:
-            return result
+    def _call(self, request: Request) -> Reply:
+        """What is answered, by the engine's connection."""
         call = Call(request, self._on_done)
         try:
             self._engine.submit(call)
@@ -203,7 +202,8 @@ class Client(BlockOps, WindowOps):
         except BaseException:
             self._engine.abandon(call)
             raise
-        if call.error is not None:
+        if call.result is None:
+            assert call.error is not None
             raise call.error
         return call.result
 
@@ -213,11 +213,12 @@ class Client(BlockOps, WindowOps):
             request = next(op)
             while True:
                 try:
-                    result = self._call(request)
+                    reply = self._engine.lanes.run(request) or \
+                        self._call(request)
                 except BaseException as error:
                     request = op.throw(error)
                 else:
-                    request = op.send(result)
+                    request = op.send(reply)
         except StopIteration as end:
             value: R = end.value
             return value
@@ -294,8 +295,8 @@ class Client(BlockOps, WindowOps):
         (8, ['data_size', 'generation', 'incarnation', 'key', 'source_host', \
 'source_port'])
         """
-        o = put_options(ttl, readers, replace, checksum, notify, meta)
-        return self._run(ops.put(self._engine, key, data, o))
+        fields = put_fields(key, ttl, readers, replace, checksum, notify, meta)
+        return self._run(ops.put(self._engine, fields, data))
 
     # ---- get ---------------------------------------------------------------
 

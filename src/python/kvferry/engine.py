@@ -48,6 +48,7 @@ from .wire import (EVENTS as _EVENTS, NOBLOCK as _NOBLOCK, POLLIN as _POLLIN,
 
 _pack = msgpack.Packer(use_bin_type=True, autoreset=True)
 _engines: "weakref.WeakSet[Engine]" = weakref.WeakSet()
+_INLINE = 4096  # bytes that a request carries, unless the daemon takes less
 _stuck: List[Any] = []  # contexts that cannot be ended: never collected
 
 
@@ -75,13 +76,11 @@ class Engine:
         self.maps = Mappings()
         self.pool: Optional[Mapping] = None
         self.info: Dict[str, Any] = {}
-        self.inline_max = 4096  # bytes that a request may carry
+        self.inline_max = _INLINE
         self.epoch = 0
         self.session: Optional[bytes] = None
         self.incarnation: Optional[bytes] = None
         self.old: Optional[bytes] = None  # incarnation still to be `unmapped`
-        self.foreign: Set[Lease] = set()  # views into other pools: of this
-        self.old_foreign: Set[Lease] = set()  # session, and of those before
         self.leases: Set[Lease] = set()
         self.last_rx = now()
         self.events: Deque[Dict[str, Any]] = deque(maxlen=65536)
@@ -89,7 +88,7 @@ class Engine:
         self.on_event: Optional[Callable[[], None]] = None
         self._later: Deque[Lease] = deque()
         self._ping: Optional[Call] = None
-        self._looked = now()
+        self.look_at = 0.0
         self.lanes = Lanes(self)
         self.spares = Spares(self)
         _engines.add(self)
@@ -130,22 +129,17 @@ class Engine:
                 self.lock.release()
             self._open_gates()
 
-    def give_back(self, lease: Lease) -> None:
-        """What it is about is no longer used; from anywhere."""
-        if lease.foreign:
-            self.foreign.discard(lease)
-        if lease in self.old_foreign or lease.epoch != self.epoch or \
-                not self.lanes.post({"op": lease.op, "buffer": lease.ident,
-                                     "quiet": True}):
-            self.later(lease)
-
     def undo(self, request: Request) -> None:
         """Its caller is gone: what was or will be answered goes back."""
         request.given_up = True
         reply, request.reply = request.reply, None
         if reply is not None:
             for op, ident in brought(request, reply):
-                Lease(self, op, ident, [memoryview(b"")]).end()
+                self.unused(op, ident, request.epoch)
+
+    def unused(self, op: str, ident: int, epoch: int) -> None:
+        """Gives back what was no lease yet."""
+        Lease(self, op, ident, epoch, [memoryview(b"")]).end()
 
     # ---- what lanes found out ----------------------------------------------
 
@@ -174,15 +168,14 @@ class Engine:
         self.settle()
 
     def look(self) -> None:
-        """Now and then, while lanes are used: what came by this connection."""
-        at = now()
-        if at - self._looked > 0.05:
-            self._looked = at
-            with self.lock:
-                self.process(False)
-            self.settle()
-            if at >= self.spares.due:
-                self.spares.trim()
+        """Now and then, from look_at on, while lanes are used: what came by
+        this connection."""
+        self.look_at = now() + 0.05
+        with self.lock:
+            self.process(False)
+        self.settle()
+        if now() >= self.spares.due:
+            self.spares.trim()
 
     def _cut(self) -> None:
         """An exception came in the middle of a message. Lock held."""
@@ -205,9 +198,7 @@ class Engine:
             raise
 
     def _view_gone(self, lease: Lease) -> None:
-        self.foreign.discard(lease)
-        if lease in self.old_foreign:
-            self.old_foreign.discard(lease)
+        if lease.epoch != self.epoch:
             self._say_unmapped()
 
     # ---- requests ----------------------------------------------------------
@@ -253,9 +244,8 @@ class Engine:
 
     def _send(self, call: Call) -> None:
         r = call.request
-        r.pool = self.pool
+        r.epoch, r.pool = self.epoch, self.pool
         m = dict(r.fields)
-        m["op"] = r.op
         m["id"] = call.id
         try:
             if r.payload is None:
@@ -463,14 +453,12 @@ class Engine:
                     self.pool = None
             if self.incarnation is not None and inc != self.incarnation:
                 self.old = self.incarnation
-            self.old_foreign |= self.foreign
-            self.foreign = set()
             self.epoch += 1
         self.session, self.incarnation = reply.get("session"), inc
         self.info = {k: v for k, v in reply.items()
                      if k not in ("id", "status")}
-        self.inline_max = (self.info.get("limits") or {}).get(
-            "inline_max", self.inline_max)
+        self.inline_max = min(_INLINE, (self.info.get("limits") or {}).get(
+            "inline_max", _INLINE))
         self.state = "open"
         queue, self.queue = self.queue, []
         for call in queue:
@@ -479,7 +467,9 @@ class Engine:
         self._drain()
 
     def _say_unmapped(self) -> None:
-        if self.old is None or self.old_foreign or self.state != "open":
+        if self.old is None or self.state != "open" or any(
+                lease.foreign and lease.epoch != self.epoch
+                for lease in list(self.leases)):
             return
         pool = self.pool
         self.maps.drop()

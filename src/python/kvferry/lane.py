@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Tuple
 
 import msgpack
 import zmq
+from msgpack import unpackb
 
 from .calls import Request, now
 from .errors import (ClientClosed, ConnectionLost, Internal, KvferryError,
@@ -38,6 +39,9 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM, signal.SIGHUP,
 # That of C: the one of `signal` turns what it returns into enums.
 _mask: Callable[..., Any] = getattr(signal.pthread_sigmask, "__wrapped__",
                                     signal.pthread_sigmask)
+# What to say of memory that is no longer used, up to its id.
+_TOLD = {op: b"\x84" + b"".join(map(msgpack.packb, (
+    "op", op, "id", 0, "quiet", True, "buffer"))) for op in ("free", "release")}
 _PATIENCE = 0.2  # seconds for the reply to a request that was cancelled
 Reply = Tuple[Dict[str, Any], bytes]
 
@@ -67,10 +71,11 @@ class Lane:
         self.engine, self.epoch, self.pool = engine, epoch, pool
         self.slot = slot
         self.lock = threading.Lock()
-        self._pack = msgpack.Packer(use_bin_type=True, autoreset=True)
+        self._ids = engine.ids
+        self._pack = msgpack.Packer(use_bin_type=True, autoreset=True).pack
         self._box: List[bytes] = []  # frames of a message being read
         self._half = False           # a message of which a part was sent
-        self._heard = self._posted = 0  # messages
+        self._posted = 0             # messages
         self.used = 0.0
         self.sock, self.mon = dealer(engine.ctx)
         self.sock.setsockopt(zmq.RCVTIMEO, _SOON)
@@ -81,12 +86,9 @@ class Lane:
         self.sock.connect(engine.endpoint)
 
     def fit(self) -> bool:
-        """The connection is that of the session of now, as far as is known.
-        Not looked at again within a moment: that costs as much as all else,
-        and one that is lost by then counts as lost under way."""
-        if self.epoch != self.engine.epoch or self.sock is None:
-            return False
-        return now() - self.used < 0.001 or not self.lost()
+        """The connection is that of the session of now, as far as is known."""
+        return self.sock is not None and \
+            self.epoch == self.engine.epoch and not self.lost()
 
     def lost(self) -> bool:
         try:
@@ -103,12 +105,7 @@ class Lane:
 
     # ---- messages ----------------------------------------------------------
 
-    def send(self, fields: Dict[str, Any], payload: Optional[bytes] = None
-             ) -> None:
-        try:
-            head = self._pack.pack(fields)
-        except (TypeError, ValueError, OverflowError) as e:
-            raise error_for("INVALID", str(e)) from None
+    def send(self, head: bytes, payload: Optional[bytes] = None) -> None:
         try:
             if payload is None:
                 sock_send(self.sock, head, NOBLOCK)
@@ -121,50 +118,50 @@ class Lane:
             self.close()
             raise Internal(f"cannot send: {e}") from None
 
-    def read(self, flags: int = 0) -> Optional[Reply]:
-        """The next message, or None when none came: within _SOON, or with
-        NOBLOCK is there. It stays in the box until taken(): reading that an
-        exception ended goes on where it was."""
+    def read(self, flags: int = 0, ident: int = -1,
+             request: Optional[Request] = None) -> Optional[Reply]:
+        """Takes the next message, or None when none came: within _SOON, or
+        with NOBLOCK is there. Is it the reply to that request, it is the
+        request's. It stays in the box until then: reading that an exception
+        ended goes on where it was."""
         sock, box = self.sock, self._box
+        if not box:
+            try:
+                if get_ident() == _MAIN:
+                    keep_message(box, sock)
+                else:
+                    box.append(sock_recv(sock, flags))
+            except zmq.Again:
+                return None
         try:
-            if box:
-                pass
-            elif get_ident() == _MAIN:
-                keep_message(box, sock)
-            else:
-                box.append(sock_recv(sock, flags))
-        except zmq.Again:
-            return None
-        try:
-            reply = msgpack.unpackb(box[0], raw=False, strict_map_key=False)
-        except (ValueError, msgpack.UnpackException):
-            reply = None
-        if not isinstance(reply, dict):
+            reply = unpackb(box[0], raw=False, strict_map_key=False)
+            got = reply.get
+        except (ValueError, AttributeError, msgpack.UnpackException):
             reply = {}
-        if reply.get("mode") == "inline" or "results" in reply or not reply:
+            got = reply.get
+        frame = b""
+        if got("mode") == "inline" or "results" in reply or not reply:
             while getopt(sock, RCVMORE):
                 box.append(sock_recv(sock, NOBLOCK))
-        return reply, box[1] if len(box) > 1 else b""
-
-    def taken(self, reply: Dict[str, Any]) -> None:
-        self._box.clear()
-        self._heard += 1
+            frame = box[1] if len(box) > 1 else b""
+        if request is not None and got("id") == ident and \
+                got("status") == "OK":
+            request.reply = reply
+        box.clear()
         if "event" in reply:
             self.engine.told(reply)
+        return reply, frame
 
-    def post(self, fields: Dict[str, Any]) -> None:
-        """Sends what needs no answer. Lock held."""
+    def post(self, op: str, ident: int) -> None:
+        """Gives memory back without an answer. Lock held."""
         if self.sock is None:
             raise ClientClosed("the client was closed")
-        fields["id"] = 0
-        self.send(fields)
+        self.send(_TOLD[op] + self._pack(ident))
         self._posted += 1
         if self._posted > 32:  # no call came by to read what was answered
             self._posted = 0
-            result = self.read(NOBLOCK)
-            while result is not None:
-                self.taken(result[0])
-                result = self.read(NOBLOCK)
+            while self.read(NOBLOCK) is not None:
+                pass
 
     # ---- calls -------------------------------------------------------------
 
@@ -174,14 +171,20 @@ class Lane:
         if self.sock is None:
             raise ClientClosed("the client was closed")
         fields = request.fields
-        ident = fields["id"] = next(self.engine.ids)
-        fields["op"] = request.op
-        request.pool = self.pool
+        ident = fields["id"] = next(self._ids)
+        request.epoch, request.pool = self.epoch, self.pool
         try:
-            self.send(fields, request.payload)
+            head = self._pack(fields)
+        except (TypeError, ValueError, OverflowError) as e:
+            raise error_for("INVALID", str(e)) from None
+        try:
+            self.send(head, request.payload)
             result = None
             if get_ident() != _MAIN:
-                result = self._read_for(ident, request, 0)
+                result = self.read(0, ident, request)
+                # Other ones are to what was posted or given up.
+                while result is not None and result[0].get("id") != ident:
+                    result = self.read(0, ident, request)
             if result is None:
                 result = self._await(ident, request)
             self._posted, self.used = 0, now()
@@ -195,38 +198,20 @@ class Lane:
             self._give_up(ident, request)
             raise
 
-    def _read_for(self, ident: int, request: Request, flags: int
-                  ) -> Optional[Reply]:
-        """The reply to that request, if it comes soon. Other ones are to what
-        was posted or given up."""
-        while True:
-            result = self.read(flags)
-            if result is None:
-                return None
-            if self._answers(result[0], ident, request):
-                return result
-
-    def _answers(self, reply: Dict[str, Any], ident: int, request: Request
-                 ) -> bool:
-        """Takes a reply; is it the one to that request?"""
-        mine = reply.get("id") == ident
-        if mine and reply.get("status") == "OK":
-            request.reply = reply
-        self.taken(reply)
-        return mine
-
     def _await(self, ident: int, request: Request) -> Reply:
         """The reply to one that takes its time."""
         e, began = self.engine, now()
         deadline = began + request.limit + e.timeout
-        wake_at, pinged = min(deadline, began + e.timeout), -1
-        woken = False
+        wake_at, woken = min(deadline, began + e.timeout), False
+        heard, pinged = 0, -1
         while True:
             lost = woken and self.lost()
             if getopt(self.sock, EVENTS) & POLLIN:
-                result = self._read_for(ident, request, NOBLOCK)
+                result = self.read(NOBLOCK, ident, request)
                 if result is not None:
-                    return result
+                    if result[0].get("id") == ident:
+                        return result
+                    heard += 1
                 continue
             if lost:
                 raise ConnectionLost("the connection to the daemon at "
@@ -239,10 +224,10 @@ class Lane:
             if now() >= deadline:
                 raise Silent(f"the daemon at {e.endpoint} did not answer "
                              f"{request.op} in time")
-            if pinged == self._heard:
+            if pinged == heard:
                 raise Silent(f"the daemon at {e.endpoint} does not answer")
-            pinged = self._heard
-            self.send({"op": "ping", "id": 0})
+            pinged = heard
+            self.send(self._pack({"op": "ping", "id": 0}))
             wake_at = min(deadline, now() + e.timeout)
 
     def _give_up(self, ident: int, request: Request) -> None:
@@ -253,9 +238,10 @@ class Lane:
                 self.close()
                 return
             cancel, until = next(self.engine.ids), now() + _PATIENCE
-            self.send({"op": "cancel", "target": ident, "id": cancel})
+            self.send(self._pack({"op": "cancel", "target": ident,
+                                  "id": cancel}))
             while True:
-                result = self.read(NOBLOCK)
+                result = self.read(NOBLOCK, ident, request)
                 if result is None:
                     left = until - now()
                     if left < 0 or self.engine.state == "closed" or \
@@ -264,11 +250,10 @@ class Lane:
                     if not getopt(self.sock, EVENTS) & POLLIN:
                         self._poller.poll(left * 1000)
                     continue
-                reply = result[0]
-                mine = self._answers(reply, ident, request)
+                answered = result[0].get("id")
                 # Nothing to cancel: it was answered before, or never sent.
-                if mine or (reply.get("id") == cancel
-                            and not reply.get("cancelled")):
+                if answered == ident or (answered == cancel and
+                                         not result[0].get("cancelled")):
                     return
             self.close()
         except BaseException:

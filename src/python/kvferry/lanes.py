@@ -14,7 +14,7 @@ for the session.
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Any, Deque, Dict, Optional
+from typing import TYPE_CHECKING, Deque, Dict, Optional
 
 import zmq
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 _MAX = 16
 _OPS = frozenset(("alloc", "free", "put", "get", "mget", "release", "ping",
                   "stats", "health", "list", "fail", "cleanup"))
+_FRESH = 0.001  # seconds in which a lane is not looked at again
 _HELLO = 0.5  # seconds until a new lane has to be one
 
 
@@ -51,9 +52,17 @@ class Lanes:
             return None
         lane, e = None, self.engine
         try:
-            lane = self._take()
-            if lane is None:
-                return None
+            try:
+                lane = self._idle.pop()
+            except IndexError:
+                pass
+            # To look at it costs as much as all else: not within a moment. One
+            # that is lost by then counts as lost under way.
+            if lane is None or now() - lane.used >= _FRESH or \
+                    lane.epoch != e.epoch or e.state != "open":
+                lane = self._fit(lane)
+                if lane is None:
+                    return None
             with lane.lock:
                 if lane.sock is None:  # closed at this moment
                     return None
@@ -73,30 +82,36 @@ class Lanes:
         finally:
             if lane is not None and lane.sock is not None:
                 self._idle.append(lane)
-        reply = result[0]
-        status = reply.get("status", "INTERNAL")
-        if status == "OK":
-            e.look()
+        if request.reply is not None:  # what is OK
+            if lane.used >= e.look_at:
+                e.look()
             return result
         if e.closing:  # "the session has ended": by our own bye
             raise ClientClosed("the client was closed")
-        raise error_for(status, reply.get("message", ""), reply)
+        reply = result[0]
+        raise error_for(reply.get("status", "INTERNAL"),
+                        reply.get("message", ""), reply)
 
-    def _take(self) -> Optional[Lane]:
-        """An idle lane or a new one; None: there is none to be had now."""
+    def _fit(self, lane: Optional[Lane]) -> Optional[Lane]:
+        """That lane if it is fit for use, else another idle one or a new one;
+        None: there is none to be had now."""
         e = self.engine
         while e.state == "open":
-            try:
-                lane = self._idle.pop()
-            except IndexError:
-                return self._new()
+            if lane is None:
+                try:
+                    lane = self._idle.pop()
+                except IndexError:
+                    return self._new()
             if lane.fit():
                 return lane
             lost = lane.epoch == e.epoch
             with lane.lock:
                 lane.close()
+            lane = None
             if lost:
                 e.suspect()
+        if lane is not None:
+            self._idle.append(lane)
         return None
 
     def _new(self) -> Optional[Lane]:
@@ -147,19 +162,22 @@ class Lanes:
             with lane.lock:
                 lane.close()
 
-    def post(self, fields: Dict[str, Any]) -> bool:
-        """Sends what needs no answer, if a lane is idle."""
+    def post(self, op: str, ident: int) -> bool:
+        """Gives memory back without waiting for an answer, if a lane is
+        idle."""
         try:
             lane = self._idle.pop()
         except IndexError:
             return False
-        if not lane.fit():
+        at = now()
+        if (at - lane.used >= _FRESH or lane.epoch != self.engine.epoch) and \
+                not lane.fit():
             self._idle.append(lane)  # the next call sees to it
             return False
         try:
             with lane.lock:
-                lane.post(fields)
-            self.posted_at = now()
+                lane.post(op, ident)
+            self.posted_at = at
         except KvferryError:
             return False
         except BaseException:

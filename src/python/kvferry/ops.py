@@ -6,18 +6,21 @@ nothing that blocks.
 """
 from __future__ import annotations
 
-from typing import (Any, Dict, Generator, List, Mapping, NamedTuple, Optional,
-                    Sequence, Tuple, TypeVar, Union)
+from typing import (Any, Callable, Dict, Generator, List, Mapping, NamedTuple,
+                    Optional, Sequence, Tuple, TypeVar, Union)
 
 from .buffers import Buffer, Payload, Region, Segment, Source
 from .calls import INF, Lease, Request, now
 from .engine import Engine
 from .errors import (Internal, Invalid, KvferryError, NoSpace, Stale,
                      Unsupported, error_for)
-from .spares import Asked
+from .shm import Mapping as Pool
+from .spares import Spare
 
 R = TypeVar("R")
+M = TypeVar("M", Buffer, Spare)
 Op = Generator[Request, Tuple[Dict[str, Any], bytes], R]
+_PARTS = (Buffer, Region, list, tuple)  # what may be put without a copy
 
 
 class Worker(NamedTuple):
@@ -59,33 +62,41 @@ def simple(op: str, fields: Optional[Dict[str, Any]] = None,
 # ---- put ---------------------------------------------------------------------
 
 def alloc(e: Engine, size: int) -> Op[Buffer]:
-    try:
-        return (yield from _alloc(e, size))
-    except NoSpace:
-        # It may also have overtaken what another thread gave back before.
-        if not e.spares.give_back() and now() - e.lanes.posted_at > 0.1:
-            raise
-    return (yield from _alloc(e, size))
+    return (yield from _alloc(e, size, _buffer))
 
 
-def _alloc(e: Engine, size: int) -> Op[Buffer]:
-    request = Request("alloc", {"size": size})
-    try:
-        reply, _ = yield request
-        pool = request.pool
-        if pool is None:
-            raise Unsupported("the pool of the daemon cannot be mapped here")
-        at = reply["offset"]
-        if at < 4096 or at + size > pool.size:
-            raise Internal("a buffer outside the pool")
-        view = pool.view[at:at + size]
-        buffer = Buffer(view, reply["buffer"],
-                        Lease(e, "free", reply["buffer"], [view]))
-    except BaseException:  # a signal's can come at any step
-        e.undo(request)
-        raise
-    request.reply = None
-    return buffer
+def _alloc(e: Engine, size: int,
+           make: Callable[[Engine, Request, Pool, Dict[str, Any]], M]
+           ) -> Op[M]:
+    again = True
+    while True:
+        request = Request("alloc", {"size": size})
+        try:
+            reply, _ = yield request
+            pool = request.pool
+            if pool is None:
+                raise Unsupported("the pool of the daemon cannot be mapped "
+                                  "here")
+            if not 4096 <= reply["offset"] <= pool.size - size:
+                raise Internal("a buffer outside the pool")
+            memory = make(e, request, pool, reply)
+            request.reply = None
+            return memory
+        except BaseException as error:  # a signal's can come at any step
+            e.undo(request)
+            # It may also have overtaken what another thread gave back before.
+            if not (again and isinstance(error, NoSpace) and (
+                    e.spares.give_back() or
+                    now() - e.lanes.posted_at <= 0.1)):
+                raise
+            again = False
+
+
+def _buffer(e: Engine, request: Request, pool: Pool, reply: Dict[str, Any]
+            ) -> Buffer:
+    at, ident = reply["offset"], reply["buffer"]
+    view = pool.view[at:at + request.fields["size"]]
+    return Buffer(view, ident, Lease(e, "free", ident, request.epoch, [view]))
 
 
 def segments_of(e: Engine, data: Any) -> Optional[List[Segment]]:
@@ -112,59 +123,49 @@ def segments_of(e: Engine, data: Any) -> Optional[List[Segment]]:
     return out
 
 
-def put(e: Engine, key: str, data: Any, options: Dict[str, Any],
-        inline_max: int = 4096) -> Op[PutResult]:
-    """Small things travel in the request, others through the pool."""
-    fields: Dict[str, Any] = {"key": key, **options}
-    if isinstance(data, Payload):
-        data = data.to_bytes()
-    segments = segments_of(e, data)
-    if segments is not None:
-        return (yield from _put_segments(fields, segments))
+def put(e: Engine, fields: Dict[str, Any], data: Any) -> Op[PutResult]:
+    """Small things travel in the request, others through the pool. `fields`:
+    those of the request but for what is put; they get that, too."""
+    if isinstance(data, _PARTS):
+        if isinstance(data, Payload):
+            data = data.to_bytes()
+        segments = segments_of(e, data)
+        if segments is not None:
+            return (yield from _put_segments(fields, segments))
     src = Source(data)
+    size = src.size
     # Without a pool there is no other way.
-    if src.size <= min(inline_max, e.inline_max) or \
-            (e.pool is None and e.state == "open"):
+    if size <= e.inline_max or e.pool is None and e.state == "open":
         reply, _ = yield Request("put", fields, src.to_bytes())
         return _put_result(reply)
-    spare, asked = e.spares.take(src.size)
-    if spare is not None:
+    while True:
+        request = Request("put", fields)
+        spare, shelf = e.spares.take(size, request)
+        old = spare is not None
         try:
-            at = spare.offset
-            src.fill(spare.pool.view[at:at + src.size])
+            if spare is None:
+                spare = yield from _alloc(e, size, Spare)
+            src.fill(spare.pool.view, spare.offset)
             fields["segments"] = [{"buffer": spare.ident, "offset": 0,
-                                   "length": src.size}]
-            reply = yield from _put(e, fields, asked)
-            spare.put()
+                                   "length": size}]
+            if shelf is not None:
+                fields["next"] = shelf.size
+            reply, _ = yield request
+            spare.put = True
+            if shelf is not None:
+                e.spares.came(shelf, request)
             return _put_result(reply)
-        except (Invalid, Stale):
-            if spare.epoch == e.epoch:
-                raise  # else the daemon was restarted while nothing was asked
-        del spare
-    with (yield from alloc(e, src.size)) as buffer:
-        src.fill(buffer._export())
-        fields["segments"] = [buffer.segment().wire()]
-        reply = yield from _put(e, fields, asked)
-        buffer._given_away()
-        return _put_result(reply)
-
-
-def _put(e: Engine, fields: Dict[str, Any], asked: Optional[Asked]
-         ) -> Op[Dict[str, Any]]:
-    """The reply. What it brought for the next put is taken care of."""
-    if asked is None:
-        return (yield Request("put", fields))[0]
-    fields["next"] = asked.shelf.size
-    request = Request("put", fields)
-    try:
-        reply, _ = yield request
-        e.spares.came(asked, request, reply.get("next"))
-        return reply
-    except BaseException:
-        e.undo(request)
-        raise
-    finally:
-        asked.shelf.asked.discard(asked)
+        except BaseException as error:  # a signal's can come at any step
+            e.undo(request)
+            # A daemon that was restarted while nothing was asked?
+            stale = old and spare is not None and spare.epoch != e.epoch
+            spare = None
+            if not (stale and isinstance(error, (Invalid, Stale))):
+                raise
+            fields.pop("next", None)
+        finally:
+            if shelf is not None:
+                shelf.asked.discard(request)
 
 
 def _put_segments(fields: Dict[str, Any], segments: List[Segment]
@@ -178,7 +179,9 @@ def _put_segments(fields: Dict[str, Any], segments: List[Segment]
 
 
 def _put_result(reply: Dict[str, Any]) -> PutResult:
-    return PutResult(reply["size"], reply["generation"], reply["metadata"])
+    # As PutResult(...), which is a function in Python.
+    return tuple.__new__(PutResult, (reply["size"], reply["generation"],
+                                     reply["metadata"]))
 
 
 # ---- get ---------------------------------------------------------------------
@@ -215,7 +218,9 @@ def source_fields(source: From) -> Dict[str, Any]:
 def get_fields(e: Engine, key: str, source: From, mode: str,
                into: Optional[Into], generation: Optional[int]
                ) -> Dict[str, Any]:
-    fields: Dict[str, Any] = {"key": key, **source_fields(source)}
+    fields: Dict[str, Any] = {"key": key}
+    if source is not None:
+        fields.update(source_fields(source))
     if into is not None:
         segments = segments_of(e, into)
         if segments is None:
@@ -231,14 +236,15 @@ def get_fields(e: Engine, key: str, source: From, mode: str,
 
 
 def payload_of(e: Engine, request: Request, key: str, reply: Dict[str, Any],
-               frame: memoryview, into: Optional[Into]) -> Payload:
-    ident = reply.get("buffer")
+               frame: Union[bytes, memoryview], into: Optional[Into]
+               ) -> Payload:
     if reply.get("mode") == "inline":
-        if frame.nbytes != reply["size"]:
+        if len(frame) != reply["size"]:
             raise Internal("the inline bytes have not the size of the reply")
-        return Payload(reply, [frame.toreadonly()], None, key)
+        return Payload(reply, [memoryview(frame)], None, key)
     if into is not None:
         return Payload(reply, _into_pieces(e, into), None, key)
+    ident = reply.get("buffer", 0)
     pieces, size, foreign = [], 0, False
     try:
         for s in reply["segments"]:
@@ -249,15 +255,15 @@ def payload_of(e: Engine, request: Request, key: str, reply: Dict[str, Any],
             at, n = s["offset"], s["length"]
             if pool is None or at < 0 or n < 0 or at + n > pool.size:
                 raise Internal("a segment outside of what is mapped")
-            pieces.append(pool.view[at:at + n].toreadonly())
+            pieces.append(pool.readonly[at:at + n])
             size += n
         if size != reply["size"]:
             raise Internal("the segments do not make the size")
     except KvferryError:
-        Lease(e, "release", ident or 0, [memoryview(b"")]).end()
+        e.unused("release", ident, request.epoch)
         raise
-    return Payload(reply, pieces,
-                   Lease(e, "release", ident or 0, pieces, foreign), key)
+    return Payload(reply, pieces, Lease(e, "release", ident, request.epoch,
+                                        pieces, foreign), key)
 
 
 def _into_pieces(e: Engine, into: Into) -> List[memoryview]:
@@ -273,31 +279,26 @@ def get(e: Engine, key: str, source: From, timeout: Optional[float],
         verify: bool) -> Op[Payload]:
     fields = get_fields(e, key, source, mode, into, generation)
     limit = time_fields(timeout, fields)
-    try:
-        payload = yield from _get(e, key, fields, limit, into)
-    except NoSpace:
-        if not e.spares.give_back():
-            raise
-        payload = yield from _get(e, key, fields, limit, into)
+    again = True
+    while True:
+        request = Request("get", fields, None, limit)
+        try:
+            reply, frame = yield request
+            payload = payload_of(e, request, key, reply, frame, into)
+            request.reply = None
+            break
+        except BaseException as error:  # a signal's can come at any step
+            e.undo(request)
+            if not (again and isinstance(error, NoSpace) and
+                    e.spares.give_back()):
+                raise
+            again = False
     if verify and payload.checksum is not None:
         try:
             payload.verify()
         except KvferryError:
             payload.discard()
             raise
-    return payload
-
-
-def _get(e: Engine, key: str, fields: Dict[str, Any], limit: float,
-         into: Optional[Into]) -> Op[Payload]:
-    request = Request("get", fields, None, limit)
-    try:
-        reply, frame = yield request
-        payload = payload_of(e, request, key, reply, memoryview(frame), into)
-    except BaseException:
-        e.undo(request)
-        raise
-    request.reply = None
     return payload
 
 

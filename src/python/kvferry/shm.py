@@ -27,13 +27,14 @@ _SEAL_SHRINK = 2
 
 
 class Mapping:
-    """One mapped pool. `view` covers the whole file."""
+    """One mapped pool. `view` and `readonly` cover the whole file."""
 
     def __init__(self, fd: int, size: int, write: bool) -> None:
         prot = mmap.PROT_READ | (mmap.PROT_WRITE if write else 0)
         self._map = mmap.mmap(fd, size, mmap.MAP_SHARED, prot)
         self.size = size
         self.view = memoryview(self._map)
+        self.readonly = self.view.toreadonly()
         self.key = (0, 0, write)
 
     def check(self, size: Optional[int], incarnation: Optional[bytes]) -> None:

@@ -16,38 +16,35 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Any, Deque, Dict, Optional, Set, Tuple
 
-from .calls import INF, Lease, Request, now
+from .calls import INF, Request, now
 
 if TYPE_CHECKING:
     from .engine import Engine
     from .shm import Mapping
 
-_COUNT, _BYTES = 16, 32 << 20
+_COUNT, _BYTES = 16, 16 << 20
 _PAGE = 4096
 _KEEP = 1.0  # seconds
 
 
 class Spare:
     """A buffer: its id, and its place in the pool of the session that it is
-    of. Unless it was put() it goes back with the last reference to it: then
+    of. Unless it was `put` it goes back with the last reference to it: then
     an exception cannot lose it, whenever it comes."""
-    __slots__ = ("ident", "offset", "epoch", "pool", "_engine")
+    __slots__ = ("ident", "offset", "epoch", "pool", "put", "_engine")
 
-    def __init__(self, engine: "Engine", epoch: int, pool: "Mapping",
+    def __init__(self, engine: "Engine", request: Request, pool: "Mapping",
                  brought: Dict[str, Any]) -> None:
+        self.put = False
         self.ident: int = brought["buffer"]
-        self.epoch, self.pool = epoch, pool
-        self._engine: "Optional[Engine]" = engine
         self.offset: int = brought.get("offset", 0)
-
-    def put(self) -> None:
-        """It is the daemon's now."""
-        self._engine = None
+        self.epoch, self.pool = request.epoch, pool
+        self._engine = engine
 
     def __del__(self) -> None:
-        e = getattr(self, "_engine", None)
-        if e is not None and e.epoch == self.epoch:
-            Lease(e, "free", self.ident, [memoryview(b"")]).end()
+        if not self.put and hasattr(self, "_engine") and \
+                self._engine.epoch == self.epoch:
+            self._engine.unused("free", self.ident, self.epoch)
 
 
 class Shelf:
@@ -57,17 +54,9 @@ class Shelf:
     def __init__(self, size: int, at: float) -> None:
         self.size = size
         self.ready: Deque[Spare] = deque()
-        self.asked: "Set[Asked]" = set()
+        self.asked: Set[Request] = set()  # requests that bring one
         self.low = 0     # the fewest that were ready of late
         self.used = at
-
-
-class Asked:
-    """One that is asked for, in a session."""
-    __slots__ = ("shelf", "epoch")
-
-    def __init__(self, shelf: Shelf, epoch: int) -> None:
-        self.shelf, self.epoch = shelf, epoch
 
 
 class Spares:
@@ -81,10 +70,11 @@ class Spares:
         self._pause = 0.0  # until then none is asked for
         self.due = INF     # when to look for what is not needed
 
-    def take(self, size: int) -> Tuple[Optional[Spare], Optional[Asked]]:
-        """A buffer of at least that size, if there is one; and what to ask for
-        along with the put, if anything: out of its shelf's `asked` when that
-        was answered."""
+    def take(self, size: int, request: Request
+             ) -> Tuple[Optional[Spare], Optional[Shelf]]:
+        """A buffer of at least that size, if there is one; and the shelf for
+        which that request, a put, is to ask for another, if any: it is one of
+        the shelf's `asked` then, until it was answered."""
         size, at = (size + _PAGE - 1) & -_PAGE, now()
         shelf = self._shelves.get(size)
         if shelf is None:
@@ -94,46 +84,48 @@ class Spares:
                 self.due = min(self.due, at + _KEEP)
             return None, None
         again, shelf.used = at - shelf.used < _KEEP, at
-        ready = shelf.ready
+        ready, asked, pool = shelf.ready, None, self._engine.pool
+        if again and pool is not None and at >= self._pause:
+            shelf.asked.add(request)
+            asked = shelf
         try:
             spare: Optional[Spare] = ready.pop()
         except IndexError:
             spare = None
         if len(ready) < shelf.low:
             shelf.low = len(ready)
-        epoch, pool = self._engine.epoch, self._engine.pool
-        if spare is not None and spare.epoch != epoch:
+        if spare is not None and spare.epoch != self._engine.epoch:
             spare = None
-        if not again or pool is None or at < self._pause or \
-                not self._room(size, pool):
-            return spare, None
-        asked = Asked(shelf, epoch)
-        shelf.asked.add(asked)
+        # One for one that was taken: then there are as many as before.
+        if spare is None and asked is not None and pool is not None and \
+                not self._fit(pool):
+            asked.asked.discard(request)
+            asked = None
         return spare, asked
 
-    def _room(self, more: int, pool: "Mapping") -> bool:
-        n, held = 1, more
+    def _fit(self, pool: "Mapping") -> bool:
+        n = held = 0
         for shelf in self._all:
             here = len(shelf.ready) + len(shelf.asked)
             n += here
             held += here * shelf.size
         return n <= _COUNT and held <= _BYTES and held <= pool.size // 16
 
-    def came(self, asked: Asked, request: Request,
-             brought: Optional[Dict[str, Any]]) -> None:
-        """The answer to what was asked for; None: there is no room."""
-        if brought is None:
+    def came(self, shelf: Shelf, request: Request) -> None:
+        """The answer to a put that asked for one."""
+        pool, reply = request.pool, request.reply
+        if reply is None or "next" not in reply:  # there is no room
             self._pause = now() + _KEEP
             return
-        pool = request.pool
-        if pool is None or asked.epoch != self._engine.epoch:
-            self._engine.undo(request)  # of which session is it?
+        if pool is None:  # it was another session that was asked
+            self._engine.undo(request)
             return
-        spare = Spare(self._engine, asked.epoch, pool, brought)
+        spare = Spare(self._engine, request, pool, reply["next"])
         request.reply = None
-        if now() >= self._pause and \
-                _PAGE <= spare.offset <= pool.size - asked.shelf.size:
-            asked.shelf.ready.append(spare)
+        # Unless it is kept it goes back. The pool may be short since then.
+        if self._pause <= shelf.used and \
+                _PAGE <= spare.offset <= pool.size - shelf.size:
+            shelf.ready.append(spare)
 
     # ---- giving back -------------------------------------------------------
 

@@ -102,7 +102,7 @@ def _move(e: Engine, op: str, fields: Dict[str, Any], data: Any,
         r, _ = yield Request(op, fields, None, limit)
         return _moved(r)
     src = Source(data)
-    if inline and src.size <= min(4096, e.inline_max):
+    if inline and src.size <= e.inline_max:
         r, _ = yield Request(op, fields, src.to_bytes(), limit)
         return _moved(r)
     with (yield from ops.alloc(e, src.size)) as buffer:
@@ -165,9 +165,9 @@ class WindowOps:
         10000
         """
         _check_timeout(timeout)
-        from .client import put_options
-        f = {"key": key, **target_fields(to), **put_options(
-            ttl, readers, replace, checksum, notify, meta)}
+        from .client import put_fields
+        f = put_fields(key, ttl, readers, replace, checksum, notify, meta)
+        f.update(target_fields(to))
         return self._run(_move(self._engine, "push", f, data, timeout, True))
 
     def expose(self, name: str, memory: Union[int, Region],
