@@ -74,6 +74,30 @@ def peers_of(bench, tls, size, ucx_tests):
     return out
 
 
+def round_trips(size):
+    """us and CPU seconds of one ZMQ round trip over ipc and one over tcp, the
+    four messages of a get; `size` bytes over tcp, 64 over ipc."""
+    us = cpu = 0
+    for how, n in (("ipc", 64), ("tcp", size)):
+        got = m.figures("raw_zmq", how, "rtt", n)[0]
+        us += got["p50_us"]
+        cpu += got["cpu_s_per_GB"] * n / 1e9
+    return us, cpu
+
+
+def beside_bare_get(name, size, ours, bare):
+    """What the same messages and the same bytes take without kvferry: where
+    one get at a time cannot be faster."""
+    if size > 16 * M:
+        return
+    us, cpu = round_trips(256)
+    what = "four ZMQ messages, then the bytes, bare"
+    yield line(f"{name}: the whole get / {what}", ours["us"],
+               us + size / bare["GBps"] / 1e3, "us")
+    yield line(f"{name}: CPU / {what}", ours["cpu_s_per_GB"],
+               cpu / size * 1e9 + bare["cpu_s_per_GB"], "s/GB")
+
+
 def shm_copy(size, cold):
     def run(bench):
         name = f"shm copy {text_of(size)} {'cold' if cold else 'hot'}"
@@ -90,6 +114,7 @@ def shm_copy(size, cold):
                    best["GBps"], "GB/s", least=0.95)
         yield line(f"{name}: CPU / {what}", ours["cpu_s_per_GB"],
                    best["cpu_s_per_GB"], "s/GB")
+        yield from beside_bare_get(name, size, ours, best)
         if cold:
             return
         for peer, gbps in peers_of(bench, "posix", size, ["ucp_get"]).items():
@@ -133,6 +158,7 @@ def tcp_get(size, streams):
                        bare["GBps"], "GB/s", least=0.9)
             yield line(f"{name}: CPU / {what}", ours["cpu_s_per_GB"],
                        bare["cpu_s_per_GB"], "s/GB", most=1.15)
+        yield from beside_bare_get(name, size, ours, bare)
         tests = ["ucp_get", "tag_bw", "ucp_put_bw"]
         for peer, gbps in peers_of(bench, "tcp", size, tests).items():
             yield line(f"{name}: the whole get / {peer}", ours["GBps"], gbps,
@@ -148,8 +174,7 @@ def latency(bench):
     rows = {x["how"]: x["p50_us"]
             for x in pair.measure("latency", 4 * K, 2000)}
     get = rows["get inline"]
-    trips = sum(m.figures("raw_zmq", how, "rtt", size)[0]["p50_us"]
-                for how, size in (("ipc", 64), ("tcp", 4 * K)))
+    trips = round_trips(4 * K)[0]
     yield line("get of 4 KiB, inline / ZMQ ipc + tcp round trip, p50", get,
                trips, "us", most=1.25)
     yield line("get of 4 KiB, copy / ZMQ ipc + tcp round trip, p50",
