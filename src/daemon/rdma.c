@@ -34,6 +34,7 @@ static void fill_conf(const struct kvf_server *s, struct kvf_rdma_conf *c)
         .spin_us = k->rdma_spin_us,
         .connect_ms = CONNECT_MS,
         .stall_ms = k->peer_timeout_ms,
+        .self = s->incarnation,
     };
     snprintf(c->device, sizeof c->device, "%s", k->device_name);
     snprintf(c->prefer, sizeof c->prefer, "%s", s->bind_host);

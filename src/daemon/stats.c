@@ -87,14 +87,14 @@
     X(total_us, "from acceptance to reply")                                    \
     X(loop_lag_us, "from the end of one wait of the loop to the next")
 #define RDMA_GAUGES(X)                                                         \
-    X(qps, v.qps, "queue pairs that exist, both sides")                        \
+    X(qps, v.qps, "queue pairs that exist")                                    \
     X(cqs, v.cqs, "completion queues that exist")                              \
     X(mrs, v.mrs, "memory regions that are registered")                        \
     X(mr_bytes, v.mr_bytes, "their bytes")                                     \
     X(links, v.links, "links to owners, those that end included")              \
     X(links_up, v.links_up, "of these, up")                                    \
-    X(dying, v.dying, "links and queue pairs of getters on their way out")     \
-    X(guests, v.guests, "queue pairs of getters")                              \
+    X(dying, v.dying, "links and getters on their way out")                    \
+    X(guests, v.guests, "getters that a queue pair serves, of a link or not")  \
     X(wrs_in_flight, v.wrs_in_flight, "work requests posted, not completed")
 #define ENGINE_GAUGES(X)                                                       \
     X(clients, s->n_clients, "sockets of engines known")                       \

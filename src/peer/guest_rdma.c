@@ -66,7 +66,7 @@ void kvf_guest_rdma_message(struct kvf_guest *g, const struct kvf_peer_msg *m)
     struct kvf_why why;
 
     if (rdma != NULL && m->head.type == KVF_PEER_RDMA_CONNECT) {
-        kvf_rdma_on_connect(rdma, g, &m->u.rdma_connect);
+        kvf_rdma_on_connect(rdma, g, &g->incarnation, &m->u.rdma_connect);
     } else if (rdma != NULL) {
         kvf_rdma_on_getter_closed(rdma, g, m->u.rdma_word.id);
     } else if (m->head.type == KVF_PEER_RDMA_CONNECT) {

@@ -93,7 +93,7 @@ void kvf_peer_rdma_init(struct kvf_peer *p)
 
 static int open_link(struct kvf_peer *p, struct kvf_why *why)
 {
-    struct kvf_link_addr addr = {.port = p->port};
+    struct kvf_link_addr addr = {.port = p->port, .who = p->incarnation};
     int rc;
 
     kvf_link_close(&p->rdma);

@@ -172,6 +172,7 @@ struct kvf_link_addr {
     char host[64]; /* numeric; tcp */
     uint16_t port;
     uint8_t secret[32];
+    struct kvf_id who; /* the daemon there; zeros: not known; rdma */
 };
 
 struct kvf_transport_ops {

@@ -47,6 +47,17 @@ static void put_end(struct kvf_mpw *w, const struct kvf_rdma_end *e)
 
 #define END_FIELDS 7u
 
+static void put_connect(struct kvf_mpw *w, const struct kvf_rdma_connect *c)
+{
+    kvf_mpw_map(w, END_FIELDS + 1 + c->both + c->joined);
+    kvf_mpw_kv_u64(w, "id", c->id);
+    put_end(w, &c->end);
+    if (c->both)
+        kvf_mpw_kv_bool(w, "both", true);
+    if (c->joined)
+        kvf_mpw_kv_bool(w, "joined", true);
+}
+
 static void put_accept(struct kvf_mpw *w, const struct kvf_rdma_accept *a)
 {
     kvf_mpw_map(w, END_FIELDS + 3);
@@ -64,9 +75,7 @@ void kvf_peer_rdma_put(struct kvf_mpw *w, const struct kvf_peer_msg *m)
     const struct kvf_rdma_word *word = &m->u.rdma_word;
 
     if (m->head.type == KVF_PEER_RDMA_CONNECT) {
-        kvf_mpw_map(w, END_FIELDS + 1);
-        kvf_mpw_kv_u64(w, "id", m->u.rdma_connect.id);
-        put_end(w, &m->u.rdma_connect.end);
+        put_connect(w, &m->u.rdma_connect);
     } else if (m->head.type == KVF_PEER_RDMA_ACCEPT) {
         put_accept(w, &m->u.rdma_accept);
     } else if (m->head.type == KVF_PEER_RDMA_KEYS) {
@@ -253,6 +262,8 @@ void kvf_peer_rdma_read(struct kvf_body *b, struct kvf_peer_msg *m)
     if (m->head.type == KVF_PEER_RDMA_CONNECT) {
         kvf_body_u64(b, "id", &m->u.rdma_connect.id);
         read_end(b, &m->u.rdma_connect.end);
+        kvf_body_flag_opt(b, "both", &m->u.rdma_connect.both);
+        kvf_body_flag_opt(b, "joined", &m->u.rdma_connect.joined);
     } else if (m->head.type == KVF_PEER_RDMA_ACCEPT) {
         read_accept(b, &m->u.rdma_accept);
     } else if (m->head.type == KVF_PEER_RDMA_KEYS) {

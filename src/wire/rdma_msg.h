@@ -53,6 +53,8 @@ struct kvf_rdma_end {
 struct kvf_rdma_connect {
     uint64_t id; /* of this try; chosen by the getter, not 0 */
     struct kvf_rdma_end end;
+    bool both;   /* that QP may carry READs of the owner's, too */
+    bool joined; /* ... and is the one that the owner reads through already */
 };
 
 /* Owner -> getter: end.gid[0] is the one it uses, n_gid 0 or 1. mtu and

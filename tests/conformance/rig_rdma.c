@@ -29,7 +29,7 @@ static void mail_act(struct rig *r, struct rig_mail *m)
     case MAIL_CONNECT:
         r->rdma.link = m->link;
         if (!r->rdma.lose_mail)
-            kvf_rdma_on_connect(r->owner, r, &m->connect);
+            kvf_rdma_on_connect(r->owner, r, NULL, &m->connect);
         break;
     case MAIL_ACCEPT:
         r->rdma.accepts++;

@@ -62,6 +62,8 @@ struct fake_qp {
     unsigned n_slots;  /* taken in the send queue */
     unsigned n_silent; /* of these: executed, but not signalled */
     uint32_t dest, max_wr, max_sge;
+    uint32_t sq_psn, rq_psn;      /* the other's rq_psn, sq_psn */
+    uint8_t rd_starts, rd_serves; /* the other's must fit */
     int access;
     struct fake_cq *scq;
 };

@@ -77,6 +77,14 @@ int fake_modify_qp(struct ibv_qp *qp, struct ibv_qp_attr *attr, int mask)
         return EINVAL;
     if ((mask & IBV_QP_DEST_QPN) != 0)
         q->dest = attr->dest_qp_num;
+    if ((mask & IBV_QP_RQ_PSN) != 0)
+        q->rq_psn = attr->rq_psn;
+    if ((mask & IBV_QP_SQ_PSN) != 0)
+        q->sq_psn = attr->sq_psn;
+    if ((mask & IBV_QP_MAX_DEST_RD_ATOMIC) != 0)
+        q->rd_serves = attr->max_dest_rd_atomic;
+    if ((mask & IBV_QP_MAX_QP_RD_ATOMIC) != 0)
+        q->rd_starts = attr->max_rd_atomic;
     q->qp.state = to;
     fake_tell(q);
     return 0;
@@ -259,6 +267,10 @@ static enum ibv_wc_status execute(struct fake_qp *q, const struct fake_wr *w)
     if (d == NULL || d->dest != q->qp.qp_num ||
         (d->qp.state != IBV_QPS_RTR && d->qp.state != IBV_QPS_RTS))
         return IBV_WC_RETRY_EXC_ERR;
+    if (q->sq_psn != d->rq_psn)
+        return IBV_WC_RETRY_EXC_ERR;
+    if (q->rd_starts > d->rd_serves)
+        return IBV_WC_REM_INV_REQ_ERR;
     if (rm == NULL || rm->mr.pd != d->qp.pd || !within(rm, at, total) ||
         (rm->access & need) == 0 || (d->access & need) == 0) {
         d->qp.state = IBV_QPS_ERR;
@@ -391,6 +403,17 @@ unsigned fake_qp_event(enum ibv_event_type type, bool posted)
         count++;
     }
     return count;
+}
+
+int fake_qp_access(const struct ibv_qp *qp)
+{
+    kvf_list_for_each (n, &fake_qps) {
+        const struct fake_qp *q = kvf_container_of(n, struct fake_qp, node);
+
+        if (&q->qp == qp)
+            return q->access;
+    }
+    return -1;
 }
 
 unsigned fake_qps_in(enum ibv_qp_state state)

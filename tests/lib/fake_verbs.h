@@ -82,6 +82,8 @@ unsigned fake_reap_cqs(void);
 void fake_port_event(enum ibv_event_type type);
 /* Of every QP that has something posted, or (posted false) that has not. */
 unsigned fake_qp_event(enum ibv_event_type type, bool posted);
+/* What the other end may do through it. */
+int fake_qp_access(const struct ibv_qp *qp);
 /* QPs in that state. */
 unsigned fake_qps_in(enum ibv_qp_state state);
 /* Objects of any kind that exist. */

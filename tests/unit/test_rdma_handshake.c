@@ -1,5 +1,6 @@
 /* What two ends of an RC connection make of each other: pure. */
 #include "transport/rdma/handshake.h"
+#include "wire/peer_msg.h"
 
 #include <string.h>
 
@@ -212,6 +213,33 @@ static void test_lying_owner(void **state)
     assert_int_equal(kvf_rdma_conclude(&g, &a, &path, NULL), 0);
 }
 
+/* The question says whether its QP carries both ways, and is joined already;
+ * that of a daemon of before says neither (test_peer_msg's golden bytes). */
+static void test_connect_says_both(void **state)
+{
+    (void)state;
+    for (unsigned i = 0; i < 4; i++) {
+        struct kvf_peer_msg m = {.head = {.version = KVF_PEER_VERSION,
+                                          .type = KVF_PEER_RDMA_CONNECT,
+                                          .cluster = "c1"},
+                                 .u.rdma_connect = {.id = 9,
+                                                    .end = ethernet(4096, 16),
+                                                    .both = i % 2 != 0,
+                                                    .joined = i / 2 != 0}};
+        struct kvf_peer_msg back;
+        struct kvf_mpw w;
+
+        kvf_mpw_init(&w);
+        assert_int_equal(kvf_peer_encode(&w, &m), 0);
+        assert_int_equal(
+            kvf_peer_decode(&back, w.buf.data, w.buf.size, NULL, 0, NULL), 0);
+        assert_int_equal(back.u.rdma_connect.both, i % 2);
+        assert_int_equal(back.u.rdma_connect.joined, i / 2);
+        kvf_peer_done(&back);
+        kvf_mpw_fini(&w);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -220,6 +248,7 @@ int main(void)
         cmocka_unit_test(test_infiniband),
         cmocka_unit_test(test_mismatches),
         cmocka_unit_test(test_lying_owner),
+        cmocka_unit_test(test_connect_says_both),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

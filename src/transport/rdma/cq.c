@@ -20,7 +20,7 @@ static struct kvf_rdma_link *link_of(struct kvf_list *n)
 
 static bool busy(const struct kvf_rdma_link *l)
 {
-    return l->cq != NULL && l->posted != l->done;
+    return l->c != NULL && l->posted != l->done;
 }
 
 static void take_events(struct kvf_rdma *r)
@@ -29,13 +29,12 @@ static void take_events(struct kvf_rdma *r)
     void *context;
 
     while (r->v->get_cq_event(r->channel, &cq, &context) == 0) {
-        struct kvf_rdma_link *l = kvf_container_of(
-            (struct kvf_rdma_owner *)context, struct kvf_rdma_link, owner);
+        struct kvf_rdma_conn *c = context;
 
-        l->armed = false;
-        if (++l->events >= ACK_AT) {
-            r->v->ack_cq_events(l->cq, l->events);
-            l->events = 0;
+        c->armed = false;
+        if (++c->events >= ACK_AT) {
+            r->v->ack_cq_events(c->cq, c->events);
+            c->events = 0;
         }
     }
 }
@@ -92,15 +91,16 @@ static void handle(struct kvf_rdma_link *l, const struct ibv_wc *wc)
 static bool poll_link(struct kvf_rdma_link *l)
 {
     struct ibv_wc wc[KVF_RDMA_POLL];
-    unsigned stash = l->n_stash;
+    struct kvf_rdma_conn *c = l->c;
+    unsigned stash = c->n_stash;
     struct kvf_why why;
     int n = KVF_RDMA_POLL;
 
-    l->n_stash = 0;
+    c->n_stash = 0;
     for (unsigned i = 0; i < stash; i++)
-        handle(l, &l->stash[i]);
+        handle(l, &c->stash[i]);
     for (unsigned i = 0; i < POLLS && n == KVF_RDMA_POLL && busy(l); i++) {
-        n = l->r->v->poll_cq(l->cq, KVF_RDMA_POLL, wc);
+        n = l->r->v->poll_cq(c->cq, KVF_RDMA_POLL, wc);
         if (n < 0) {
             kvf_rdma_advise(l->r, &why, "ibv_poll_cq", -n);
             kvf_rdma_link_abort(l, &why);
@@ -110,7 +110,7 @@ static bool poll_link(struct kvf_rdma_link *l)
             handle(l, &wc[j]);
     }
     if (l->state == KVF_RDMA_DYING && l->posted == l->done)
-        kvf_rdma_link_drained(l);
+        kvf_rdma_conn_drained(c);
     else if (l->state == KVF_RDMA_UP && !kvf_list_empty(&l->queued))
         kvf_task_post(l->r->t.sched, &l->ring);
     return busy(l) && n == KVF_RDMA_POLL;
@@ -141,24 +141,25 @@ static bool spins(const struct kvf_rdma *r)
 /* Asks for an event and looks once more. */
 static bool arm_link(struct kvf_rdma_link *l)
 {
+    struct kvf_rdma_conn *c = l->c;
     struct kvf_rdma *r = l->r;
     struct kvf_why why;
     int n, err;
 
-    if (l->armed)
-        return l->n_stash > 0;
-    err = r->v->req_notify_cq(l->cq);
+    if (c->armed)
+        return c->n_stash > 0;
+    err = r->v->req_notify_cq(c->cq);
     if (err != 0) {
         kvf_rdma_advise(r, &why, "ibv_req_notify_cq", err);
         kvf_rdma_link_abort(l, &why);
         return false;
     }
-    l->armed = true;
-    n = r->v->poll_cq(l->cq, (int)(KVF_RDMA_POLL - l->n_stash),
-                      &l->stash[l->n_stash]);
+    c->armed = true;
+    n = r->v->poll_cq(c->cq, (int)(KVF_RDMA_POLL - c->n_stash),
+                      &c->stash[c->n_stash]);
     if (n > 0)
-        l->n_stash += (unsigned)n;
-    return l->n_stash > 0;
+        c->n_stash += (unsigned)n;
+    return c->n_stash > 0;
 }
 
 static enum kvf_arm arm(struct kvf_source *src)
@@ -180,20 +181,20 @@ static enum kvf_arm arm(struct kvf_source *src)
 
 const struct kvf_source_ops kvf_rdma_cq_ops = {.drain = drain, .arm = arm};
 
-int kvf_rdma_cq_destroy(struct kvf_rdma_link *l)
+int kvf_rdma_cq_destroy(struct kvf_rdma_conn *c)
 {
-    struct kvf_rdma *r = l->r;
+    struct kvf_rdma *r = c->r;
     int err;
 
-    if (l->cq == NULL)
+    if (c->cq == NULL)
         return 0;
-    if (l->events > 0)
-        r->v->ack_cq_events(l->cq, l->events);
-    l->events = l->n_stash = 0;
-    err = r->v->destroy_cq(l->cq);
+    if (c->events > 0)
+        r->v->ack_cq_events(c->cq, c->events);
+    c->events = c->n_stash = 0;
+    err = r->v->destroy_cq(c->cq);
     if (err != 0)
         return err;
-    l->cq = NULL;
+    c->cq = NULL;
     r->n_cqs--;
     return 0;
 }

@@ -370,18 +370,18 @@ static void device_fatal(struct kvf_rdma *r)
         r->hooks->device(r->hooks_arg, false, why.text);
 }
 
-static void qp_fatal(struct kvf_rdma *r, struct kvf_rdma_owner *o,
-                     const char *what)
+static void conn_fatal(struct kvf_rdma *r, struct kvf_rdma_conn *c,
+                       const char *what)
 {
     struct kvf_why why;
 
     kvf_fail(&why, KVF_TRANSPORT, "%s: %s", r->name, what);
-    if (o != NULL)
-        o->on_fatal(o, &why);
+    if (c != NULL)
+        kvf_rdma_conn_down(c, &why);
 }
 
 static void on_event(struct kvf_rdma *r, enum ibv_event_type type,
-                     struct kvf_rdma_owner *qp, struct kvf_rdma_owner *cq,
+                     struct kvf_rdma_conn *qp, struct kvf_rdma_conn *cq,
                      int port)
 {
     switch ((unsigned)type) {
@@ -389,19 +389,19 @@ static void on_event(struct kvf_rdma *r, enum ibv_event_type type,
         device_fatal(r);
         break;
     case IBV_EVENT_QP_FATAL:
-        qp_fatal(r, qp, "the QP failed");
+        conn_fatal(r, qp, "the QP failed");
         break;
     case IBV_EVENT_QP_REQ_ERR:
-        qp_fatal(r, qp, "the QP was asked for something invalid");
+        conn_fatal(r, qp, "the QP was asked for something invalid");
         break;
     case IBV_EVENT_QP_ACCESS_ERR:
-        qp_fatal(r, qp, "the other side reached for memory that is not its");
+        conn_fatal(r, qp, "the other side reached for memory that is not its");
         break;
     case IBV_EVENT_PATH_MIG_ERR:
-        qp_fatal(r, qp, "path migration failed");
+        conn_fatal(r, qp, "path migration failed");
         break;
     case IBV_EVENT_CQ_ERR:
-        qp_fatal(r, cq, "the completion queue failed");
+        conn_fatal(r, cq, "the completion queue failed");
         break;
     case IBV_EVENT_PORT_ERR:
     case IBV_EVENT_PORT_ACTIVE:
@@ -423,7 +423,7 @@ static void async_drain(struct kvf_source *src, unsigned ready, unsigned budget)
 
     (void)ready;
     for (unsigned i = 0; i < budget; i++) {
-        struct kvf_rdma_owner *qp = NULL, *cq = NULL;
+        struct kvf_rdma_conn *qp = NULL, *cq = NULL;
         int port = -1;
 
         if (r->v->get_async_event(r->ctx, &ev) != 0)

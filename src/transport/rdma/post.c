@@ -320,7 +320,7 @@ static void post_chain(struct kvf_rdma_link *l, const struct chain *c,
     struct kvf_why why;
     unsigned taken = c->n;
     uint64_t began = kvf_sched_clock(r->t.sched);
-    int err = r->v->post_send(l->qp.qp, &r->wr[0], &bad);
+    int err = r->v->post_send(l->c->qp.qp, &r->wr[0], &bad);
 
     kvf_rdma_learn_burst(r, bytes, kvf_sched_clock(r->t.sched) - began);
     if (err != 0) {
@@ -381,7 +381,7 @@ void kvf_rdma_post_last(struct kvf_rdma_link *l)
     if (l->silent.wrs == 0 || l->posted - l->done >= l->queue)
         return;
     l->silent.wrs = 0;
-    if (l->r->v->post_send(l->qp.qp, &wr, &bad) == 0)
+    if (l->r->v->post_send(l->c->qp.qp, &wr, &bad) == 0)
         l->posted++;
 }
 

@@ -21,6 +21,7 @@ static void destroy(struct kvf_transport *t)
     struct kvf_rdma *r = kvf_rdma_of(t);
 
     kvf_rdma_heal_end(r);
+    kvf_rdma_conns_destroy(r);
     kvf_rdma_links_destroy(r);
     kvf_rdma_guests_destroy(r);
     kvf_transport_fini(t);
@@ -97,6 +98,7 @@ int kvf_rdma_create(struct kvf_reactor *reactor, const struct kvf_verbs *v,
     kvf_list_init(&r->jobs);
     kvf_list_init(&r->links);
     kvf_list_init(&r->guests);
+    kvf_list_init(&r->conns);
     kvf_slice_init(&r->slice, kvf_rdma_jobs_run);
     kvf_rdma_heal_init(r);
     kvf_rdma_configure(&r->t, conf);

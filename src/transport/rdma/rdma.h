@@ -41,11 +41,13 @@ struct kvf_rdma_conf {
     uint64_t connect_ms;   /* a link that is not up by then has failed */
     uint64_t stall_ms;     /* no completion for so long: the link has failed */
     uint64_t piece;        /* bytes registered at once; 0 = 16 MiB */
+    struct kvf_id self;    /* this daemon; zeros: no connection carries both
+                              ways */
 };
 
-/* How the handshake travels. Called from the loop, never from inside a call
- * into the transport but for connect and disconnect (inside link_open and
- * link_close and their like; they must not call back). */
+/* How the handshake travels. All but `expelled` may be called from inside a
+ * call into the transport (a link that is closed ends the guest that shares its
+ * connection) and must not call back. */
 struct kvf_rdma_hooks {
     /* Getter: asks the owner that `link` leads to. An error fails the link. */
     int (*connect)(void *arg, struct kvf_link *link,
@@ -111,9 +113,11 @@ unsigned kvf_rdma_memory_keys(const struct kvf_rdma_memory *m, uint64_t offset,
 
 /* ---- handshake: what came ----------------------------------------------- */
 
-/* Owner: sets up a QP for the session (one each: an older one ends) and answers
- * by hooks.accept or hooks.refuse, later. */
+/* Owner: serves the session (an older connection of it ends) over a new QP or,
+ * where both ends can, the one that our link to that daemon has; answers by
+ * hooks.accept or hooks.refuse, later. `who`: that daemon; NULL: not known. */
 void kvf_rdma_on_connect(struct kvf_transport *t, void *session,
+                         const struct kvf_id *who,
                          const struct kvf_rdma_connect *c);
 /* Getter. `expect` (may be NULL): incarnation that the owner's pool must have.
  * Answers to an earlier try are ignored. */
@@ -143,7 +147,7 @@ struct kvf_rdma_gauges {
     uint64_t mr_bytes;        /* registered */
     unsigned links, links_up; /* getter's side; dying ones included */
     unsigned dying;           /* links and guests on their way out */
-    unsigned guests;          /* owner's side: QPs of sessions */
+    unsigned guests;          /* owner's side: sessions with a QP */
     uint64_t wrs_in_flight;   /* posted, not completed */
     bool port_up, fatal;
 };

@@ -103,6 +103,7 @@ struct kvf_rdma {
     struct kvf_slice slice;
     /* link.c */
     struct kvf_list links;
+    struct kvf_list conns;
     uint64_t next_id;
     uint32_t next_gen;
     uint64_t last_completion;
@@ -196,10 +197,69 @@ int kvf_rdma_qp_access(struct kvf_rdma *r, struct kvf_rdma_qp *q, int access);
 int kvf_rdma_qp_err(struct kvf_rdma *r, struct kvf_rdma_qp *q);
 int kvf_rdma_qp_destroy(struct kvf_rdma *r, struct kvf_rdma_qp *q);
 
-/* What ibv_qp.qp_context points to: who gets its asynchronous events. */
-struct kvf_rdma_owner {
-    void (*on_fatal)(struct kvf_rdma_owner *o, const struct kvf_why *why);
+/* ---- connections -------------------------------------------------------- */
+
+struct kvf_rdma_link;
+struct kvf_rdma_guest;
+
+/* The own end of an RC connection: a QP and what completes on it. It has up to
+ * two users, the link that posts READs and WRITEs of ours and the guest whose
+ * READs and WRITEs the device serves, both of the same other daemon. The QP is
+ * the unit that fails: it goes down for both. */
+struct kvf_rdma_conn {
+    struct kvf_list node; /* rdma.conns */
+    struct kvf_rdma *r;
+    struct kvf_rdma_qp qp;
+    struct kvf_rdma_path path;    /* once joined */
+    bool joined;                  /* RTS: path is the way to the other end */
+    bool served;                  /* a guest was told of it */
+    bool refused;                 /* a link of ours could not share it */
+    bool down;                    /* in ERR, or to be: waits for its end */
+    bool in_err, linger;          /* then */
+    struct kvf_rdma_link *link;   /* NULL: nobody posts */
+    struct kvf_rdma_guest *guest; /* NULL: nobody is served */
+    struct kvf_rdma_job job;      /* destroys it */
+    struct kvf_timer timer;       /* drain, linger, again */
+    /* completion queue; NULL: the one of QPs that nobody posts to */
+    struct ibv_cq *cq;
+    uint32_t queue;  /* work requests in flight at most */
+    unsigned events; /* got, not acknowledged */
+    bool armed;
+    struct ibv_wc stash[KVF_RDMA_POLL]; /* polled by arm() */
+    unsigned n_stash;
 };
+
+/* conn.c */
+/* Nothing is made yet. NULL: no memory. */
+struct kvf_rdma_conn *kvf_rdma_conn_new(struct kvf_rdma *r);
+/* The steps of the set-up, one verbs call each. */
+int kvf_rdma_conn_cq(struct kvf_rdma_conn *c, struct kvf_why *why);
+int kvf_rdma_conn_qp(struct kvf_rdma_conn *c, struct kvf_why *why);
+/* RTR and RTS: along c->path. */
+static inline int kvf_rdma_conn_rtr(struct kvf_rdma_conn *c,
+                                    struct kvf_why *why)
+{
+    return kvf_rdma_qp_rtr(c->r, &c->qp, &c->path, why);
+}
+int kvf_rdma_conn_rts(struct kvf_rdma_conn *c, struct kvf_why *why);
+/* Is the other end that one? */
+static inline bool kvf_rdma_conn_leads_to(const struct kvf_rdma_conn *c,
+                                          const struct kvf_rdma_end *end)
+{
+    return c->joined && !c->down && c->path.qpn == end->qpn &&
+           c->path.psn == end->psn;
+}
+/* Starts the one way down, for both users: QP to ERR, drain, destroy. */
+void kvf_rdma_conn_down(struct kvf_rdma_conn *c, const struct kvf_why *why);
+/* Everything that was posted has come back, or time is up. */
+void kvf_rdma_conn_drained(struct kvf_rdma_conn *c);
+/* One of the users does without it; without any it ends. */
+void kvf_rdma_conn_leave(struct kvf_rdma_conn *c, const struct kvf_why *why);
+/* For kvf_rdma destroy: at once. */
+void kvf_rdma_conns_destroy(struct kvf_rdma *r);
+
+/* What queue pairs and completion queues have as context is their connection.
+ */
 
 /* ---- links -------------------------------------------------------------- */
 
@@ -215,33 +275,25 @@ enum kvf_rdma_state {
 
 struct kvf_rdma_link {
     struct kvf_list node; /* rdma.links */
-    struct kvf_rdma_owner owner;
     struct kvf_rdma *r;
     struct kvf_link *link; /* NULL: closed */
     enum kvf_rdma_state state;
     struct kvf_rdma_job job;
     unsigned step;
     char host[64];
-    uint64_t id; /* of the handshake */
+    struct kvf_id who; /* the other daemon; zeros: not known */
+    uint64_t id;       /* of the handshake */
     uint32_t gen;
     bool asked, told_up, was_up, starved;
-    bool in_err;             /* its QP was brought to ERR */
-    bool linger;             /* ... in the middle of something */
-    struct kvf_rdma_end own; /* what we told */
-    struct kvf_rdma_path path;
+    bool parked;               /* CREATING: waits for a guest's connection */
+    struct kvf_rdma_conn *c;   /* NULL: none (yet, or any more) */
+    struct kvf_rdma_end own;   /* what we told */
     struct kvf_rdma_key *pool; /* the owner's */
     unsigned n_pool;
     bool has_expect;
     struct kvf_id expect;
     int scratch; /* page of the probe; -1 = none */
     bool wants_page;
-    /* queue pair */
-    struct kvf_rdma_qp qp;
-    struct ibv_cq *cq;
-    unsigned events; /* got, not acknowledged */
-    bool armed;
-    struct ibv_wc stash[KVF_RDMA_POLL]; /* polled by arm() */
-    unsigned n_stash;
     uint32_t queue; /* credits: work requests in flight at most */
     /* work requests, counted from 1 */
     uint64_t posted, done;
@@ -254,7 +306,7 @@ struct kvf_rdma_link {
                                the last of them */
     unsigned n_ops, n_cancelled;
     unsigned n_flushed; /* completions with an error: none after it counts */
-    struct kvf_timer timer; /* connecting, stall, drain */
+    struct kvf_timer timer; /* connecting, stall */
     uint64_t last_progress;
     struct kvf_task event, room, ring;
     struct kvf_why why; /* of going down */
@@ -264,8 +316,27 @@ struct kvf_rdma_link {
 int kvf_rdma_link_open(struct kvf_transport *t, struct kvf_link *link,
                        const struct kvf_link_addr *addr, struct kvf_why *why);
 void kvf_rdma_link_close(struct kvf_link *link);
-/* Starts the one way down: QP to ERR, drain, destroy. First cause counts. */
+/* Ends it and takes its connection down. First cause counts. */
 void kvf_rdma_link_abort(struct kvf_rdma_link *l, const struct kvf_why *why);
+/* Ends it; a connection that serves a guest stays if nothing is in flight. */
+void kvf_rdma_link_leave(struct kvf_rdma_link *l, const struct kvf_why *why);
+/* Its connection goes down by another cause. */
+void kvf_rdma_link_lost(struct kvf_rdma_link *l, const struct kvf_why *why);
+/* A QP in ERR starts nothing: what was posted has come back, or cannot. */
+void kvf_rdma_link_quiet(struct kvf_rdma_link *l);
+/* Its connection is destroyed. */
+void kvf_rdma_link_dead(struct kvf_rdma_link *l);
+/* A guest's connection is there, or will not be: links that wait go on. */
+void kvf_rdma_links_wake(struct kvf_rdma *r);
+/* Page of the probe. False: others have them all; the job is started again
+ * when one is given back. */
+bool kvf_rdma_scratch_take(struct kvf_rdma_link *l);
+void kvf_rdma_scratch_give(struct kvf_rdma_link *l);
+void kvf_rdma_link_free(struct kvf_rdma_link *l);
+/* Handlers of its tasks and its timer. */
+void kvf_rdma_link_event(struct kvf_task *t);
+void kvf_rdma_link_roomy(struct kvf_task *t);
+void kvf_rdma_link_timer(struct kvf_timer *t);
 static inline uint64_t kvf_rdma_stall_ns(const struct kvf_rdma_link *l)
 {
     uint64_t ns = l->r->conf.stall_ms * KVF_NS_PER_MS;
@@ -273,8 +344,6 @@ static inline uint64_t kvf_rdma_stall_ns(const struct kvf_rdma_link *l)
     return l->n_cancelled > 0 ? ns / KVF_RDMA_CANCEL_PART : ns;
 }
 
-/* Everything that was posted has come back, or time is up. */
-void kvf_rdma_link_drained(struct kvf_rdma_link *l);
 /* The probe came back. */
 void kvf_rdma_link_probed(struct kvf_rdma_link *l);
 /* For kvf_rdma destroy: at once. */
@@ -310,9 +379,59 @@ static inline uint64_t kvf_rdma_wr_id(const struct kvf_rdma_link *l,
 /* cq.c */
 extern const struct kvf_source_ops kvf_rdma_cq_ops;
 /* Forgets what is polled and not handled, acknowledges, destroys. */
-int kvf_rdma_cq_destroy(struct kvf_rdma_link *l);
+int kvf_rdma_cq_destroy(struct kvf_rdma_conn *c);
+
+/* ---- guests ------------------------------------------------------------- */
+
+struct kvf_rdma_guest {
+    struct kvf_list node; /* rdma.guests */
+    struct kvf_rdma *r;
+    struct kvf_rdma_job job;
+    unsigned step;
+    bool held; /* DECIDE: until a link of ours has come further */
+    void *session;
+    struct kvf_id who; /* zeros: not known */
+    struct kvf_rdma_connect ask;
+    bool both; /* may carry READs of ours too */
+    bool accepted;
+    bool allowed;            /* its QP lets it in */
+    bool ending;             /* its connection goes down */
+    bool expelled;           /* somebody waits for that */
+    struct kvf_rdma_conn *c; /* NULL: none yet */
+    struct kvf_rdma_path path;
+    struct kvf_rdma_accept accept; /* pool: of this struct */
+};
+
+static inline struct kvf_rdma_guest *kvf_rdma_guest_of(struct kvf_list *n)
+{
+    return kvf_container_of(n, struct kvf_rdma_guest, node);
+}
 
 /* guest.c */
+/* May one connection with that daemon carry both ways? */
+bool kvf_rdma_both(const struct kvf_rdma *r, const struct kvf_id *who);
+/* READs at once of such a connection: started and served. */
+uint32_t kvf_rdma_reads_both(const struct kvf_rdma *r);
+/* The connection of one that comes from `who` and may carry READs of ours too.
+ * NULL: none; *soon: one is being set up. */
+struct kvf_rdma_conn *kvf_rdma_guest_conn(const struct kvf_rdma *r,
+                                          const struct kvf_id *who, bool *soon);
+/* A link to somebody has come further, or ended: guests that wait for one look
+ * again. */
+void kvf_rdma_guests_wake(struct kvf_rdma *r);
+/* guest_end.c */
+/* Its connection goes down, or is destroyed. */
+void kvf_rdma_guest_lost(struct kvf_rdma_guest *g, const struct kvf_why *why);
+void kvf_rdma_guest_gone(struct kvf_rdma_guest *g);
+/* Stops it and sees to its end. True: there was no QP. */
+bool kvf_rdma_guest_end(struct kvf_rdma_guest *g);
+/* Ends it but for its connection, if a link of ours goes on with that: nothing
+ * may be touched through it any more, by the getter's own word. */
+void kvf_rdma_guest_leave(struct kvf_rdma_guest *g);
+/* Ends it, and tells. */
+void kvf_rdma_guest_fail(struct kvf_rdma_guest *g, const struct kvf_why *why);
+/* What the session may do through its QP. */
+int kvf_rdma_access_of(const struct kvf_rdma *r, const void *session);
 void kvf_rdma_guests_fail(struct kvf_rdma *r, const struct kvf_why *why);
 void kvf_rdma_guests_destroy(struct kvf_rdma *r);
 /* Adds them to the gauges. */
