@@ -15,114 +15,6 @@
  * ibv_post_send (the link is aborted). */
 #include "transport/rdma/rdma_priv.h"
 
-#include <errno.h>
-#include <string.h>
-
-/* ---- what an op is made of ---------------------------------------------- */
-
-struct piece { /* contiguous here and in the payload */
-    uint8_t *local;
-    uint64_t length, pos;
-};
-
-static unsigned n_pieces(const struct kvf_transfer_op *op)
-{
-    return op->n_runs > 0 ? op->n_runs : op->n_iov;
-}
-
-/* What is next of the op; false when all of it is posted. */
-static bool next_piece(struct kvf_transfer_op *op, struct piece *p)
-{
-    for (; op->cur_iov < n_pieces(op); op->cur_iov++, op->cur_iov_off = 0) {
-        bool runs = op->n_runs > 0;
-        const struct kvf_run *r = runs ? &op->runs[op->cur_iov] : NULL;
-        uint64_t len = runs ? r->length : op->iov[op->cur_iov].iov_len;
-        uint8_t *base = runs ? r->local : op->iov[op->cur_iov].iov_base;
-
-        if (op->cur_iov_off >= len)
-            continue;
-        p->local = base + op->cur_iov_off;
-        p->length = len - op->cur_iov_off;
-        p->pos = runs ? r->offset + op->cur_iov_off : op->offset + op->moved;
-        return true;
-    }
-    return false;
-}
-
-static void take(struct kvf_transfer_op *op, uint64_t n)
-{
-    op->cur_iov_off += n;
-    op->moved += n;
-}
-
-/* Is every byte of it registered here? */
-static int check_local(const struct kvf_rdma *r,
-                       const struct kvf_transfer_op *op, struct kvf_why *why)
-{
-    for (unsigned i = 0; i < n_pieces(op); i++) {
-        const uint8_t *p =
-            op->n_runs > 0 ? op->runs[i].local : op->iov[i].iov_base;
-        uint64_t len = op->n_runs > 0 ? op->runs[i].length : op->iov[i].iov_len;
-
-        while (len > 0) {
-            uint64_t rest;
-
-            if (kvf_rdma_local(r, p, &rest) == NULL)
-                return kvf_fail(why, KVF_UNSUPPORTED,
-                                "rdma: the memory here is not registered "
-                                "with %s (yet)",
-                                r->name);
-            if (rest > len)
-                rest = len;
-            p += rest;
-            len -= rest;
-        }
-    }
-    return 0;
-}
-
-/* ---- where it lies at the owner ----------------------------------------- */
-
-/* Address and key of payload position pos, and for how many bytes they hold. */
-static int resolve(const struct kvf_rdma_link *l, struct kvf_transfer_op *op,
-                   uint64_t pos, struct kvf_rdma_key *out, struct kvf_why *why)
-{
-    const struct kvf_remote *rem = op->remote;
-    const struct kvf_remote_seg *seg;
-    const struct kvf_rdma_key *key = l->pool;
-    unsigned n = l->n_pool;
-    uint64_t off, at = 0;
-
-    if (pos < op->cur_seg_off)
-        op->cur_seg = 0, op->cur_seg_off = 0;
-    while (op->cur_seg < rem->n_segs &&
-           pos - op->cur_seg_off >= rem->segs[op->cur_seg].length)
-        op->cur_seg_off += rem->segs[op->cur_seg++].length;
-    if (op->cur_seg >= rem->n_segs)
-        return kvf_fail(why, KVF_UNSUPPORTED,
-                        "rdma: the owner did not say where the bytes are");
-    seg = &rem->segs[op->cur_seg];
-    off = seg->offset + (pos - op->cur_seg_off);
-    if (seg->keys != NULL) {
-        key = seg->keys->key;
-        n = seg->keys->n;
-        at = seg->keys->first;
-    }
-    for (unsigned i = 0; i < n && off >= at; at += key[i++].length) {
-        uint64_t in = off - at, rest = seg->length - (pos - op->cur_seg_off);
-
-        if (in >= key[i].length)
-            continue;
-        *out = (struct kvf_rdma_key){key[i].addr + in, key[i].length - in,
-                                     key[i].rkey};
-        if (out->length > rest)
-            out->length = rest;
-        return 0;
-    }
-    return kvf_fail(why, KVF_UNSUPPORTED,
-                    "rdma: the owner has not registered these bytes (yet)");
-}
-
 /* ---- a chain ------------------------------------------------------------ */
 
 struct chain {
@@ -198,13 +90,13 @@ static int add_wr(struct kvf_rdma_link *l, struct chain *c,
                        : KVF_RDMA_SGE;
     struct kvf_rdma_key key = {0, 0, 0};
     struct ibv_send_wr *wr;
-    struct piece p;
+    struct kvf_rdma_piece p;
     uint64_t pos;
     int rc;
 
-    if (!next_piece(op, &p))
+    if (!kvf_rdma_piece_next(op, &p))
         return 0;
-    rc = resolve(l, op, p.pos, &key, why);
+    rc = kvf_rdma_resolve(l, op, p.pos, &key, why);
     if (rc != 0)
         return rc;
     if (key.length > r->port_attr.max_msg_sz)
@@ -232,11 +124,11 @@ static int add_wr(struct kvf_rdma_link *l, struct chain *c,
                 (struct ibv_sge){(uintptr_t)p.local, (uint32_t)n, mr->mr->lkey};
             wr->num_sge++;
         }
-        take(op, n);
+        kvf_rdma_piece_take(op, n);
         pos += n;
         key.length -= n;
         c->bytes -= n;
-    } while (key.length > 0 && next_piece(op, &p) && p.pos == pos);
+    } while (key.length > 0 && kvf_rdma_piece_next(op, &p) && p.pos == pos);
     op->tag = l->posted + c->n;
     return 0;
 }
@@ -257,9 +149,9 @@ static void op_broken(struct kvf_rdma_link *l, struct kvf_transfer_op *op,
 
 static bool op_all_posted(struct kvf_transfer_op *op)
 {
-    struct piece p;
+    struct kvf_rdma_piece p;
 
-    return !next_piece(op, &p);
+    return !kvf_rdma_piece_next(op, &p);
 }
 
 static bool has_credits(const struct kvf_rdma_link *l)
@@ -411,7 +303,7 @@ int kvf_rdma_post(struct kvf_link *link, struct kvf_transfer_op *op,
 
     if (l->state == KVF_RDMA_DYING || l->state == KVF_RDMA_DEAD)
         return kvf_fail(why, l->why.status, "%s", l->why.text);
-    rc = check_local(l->r, op, why);
+    rc = kvf_rdma_check_local(l->r, op, why);
     if (rc != 0)
         return rc;
     if (l->n_ops >= KVF_RDMA_OPS_MAX) {
