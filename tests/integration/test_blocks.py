@@ -502,7 +502,7 @@ def test_stopped_in_the_middle(fleet, victim):
         r = d.client.recv(id_, timeout=2 * kvf.SLOW)
         assert r.status in ("CANCELLED", "OK")
         before = [bytes(m[:1 << 20]) for m in d.maps.values()]
-        time.sleep(0.2)
+        time.sleep(0.2)  # late bytes would come now
         assert before == [bytes(m[:1 << 20]) for m in d.maps.values()]
     else:
         d.client.send("bye")

@@ -161,11 +161,11 @@ class Slot:
         for f in todo:
             f()
         if mode == "cancel":
-            time.sleep(rng.choice([0, 0.0005, 0.002]))
+            time.sleep(rng.choice([0, 0.0005, 0.002]))  # any moment
             r, id_ = rng.choice(self.asked)
             r.client.send("cancel", target=id_)
         elif mode == "fail":
-            time.sleep(rng.choice([0, 0.0005, 0.002]))
+            time.sleep(rng.choice([0, 0.0005, 0.002]))  # any moment
             rng.choice(senders).client.send("fail", request_id=self.request,
                                             from_=0, to=1, reason="soak")
         elif mode == "leave":

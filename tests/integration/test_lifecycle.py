@@ -173,7 +173,7 @@ def test_cancel_during_the_transfer(tcp_pair):
     for delay in (0, 0.0005, 0.001, 0.002, 0.004, 0.008):
         buf = tcp_pair.b.alloc(len(data))
         w = tcp_pair.b.send("get", key="k", into=[{"buffer": buf["buffer"]}])
-        time.sleep(delay)
+        time.sleep(delay)  # the moment is what varies
         n = tcp_pair.b.ok("cancel", target=w)["cancelled"]
         r = tcp_pair.b.recv(w)
         assert r.status == ("CANCELLED" if n else "OK")

@@ -160,6 +160,7 @@ def test_bulk_answers_of_another_length(daemon, owner, bytes_, status):
 
 def test_one_claim_for_two_gets(daemon, owner):
     b = daemon.engine()
+    # A slow owner, so that the gets are under way at the same time.
     fake = owner(lambda o, ask: o.grant(ask, 100000, claim=1),
                  lambda c, at, n: (time.sleep(0.05), (0, b"y" * n))[1])
     ws = [b.send("get", key=f"k{i}", mode="copy", source=fake.source,
