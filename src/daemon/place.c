@@ -112,7 +112,7 @@ void kvf_place_warn(const struct kvf_server *s)
         !s->engine_ipc && !loopback(engine) && strncmp(engine, "[::1]", 5) != 0;
 
     if (engine_open || !loopback(s->bind_host))
-        kvf_log(KVF_LOG_WARN, "KVF PEER",
+        kvf_log(KVF_LOG_WARN, "PEER",
                 "the channel is not authenticated: engine=%s peer=%s must be "
                 "on a network where you trust every host",
                 s->engine_endpoint, s->bind_host);

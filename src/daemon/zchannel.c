@@ -159,12 +159,12 @@ static void on_resolved(void *arg, const char *addr, const struct kvf_why *why)
 
     d->resolve = NULL;
     if (addr == NULL) {
-        kvf_log(KVF_LOG_DEBUG, "KVF PEER", "host=%s cannot be resolved: %s",
+        kvf_log(KVF_LOG_DEBUG, "PEER", "host=%s cannot be resolved: %s",
                 d->host, why != NULL ? why->text : "unknown");
         retry_later(d);
     } else if (open_sock(d, addr, &bad) < 0) {
-        kvf_log(KVF_LOG_WARN, "KVF PEER", "host=%s cannot be dialled: %s",
-                d->host, bad.text);
+        kvf_log(KVF_LOG_WARN, "PEER", "host=%s cannot be dialled: %s", d->host,
+                bad.text);
         retry_later(d);
     }
 }

@@ -18,6 +18,23 @@ void kvf_peer_ask_over(struct kvf_ask *a)
     HASH_DEL(a->peer->asks, a);
 }
 
+/* What waits here, or went into a connection that nobody has answered on, may
+ * be for an incarnation that is no more: the one that comes never heard it. */
+void kvf_peer_doubt(struct kvf_peer *p, uint64_t first)
+{
+    if (first < p->doubt_from)
+        p->doubt_from = first;
+}
+
+/* It has heard what went ahead of our last PING. */
+void kvf_peer_on_pong(struct kvf_peer *p)
+{
+    if (kvf_list_empty(&p->outq))
+        p->doubt_from = UINT64_MAX;
+    else if (p->doubt_from < p->pinged_ask)
+        p->doubt_from = p->pinged_ask;
+}
+
 /* m: a lookup with the id that is next. */
 int kvf_ask_send(struct kvf_peer *p, struct kvf_ask *a, struct kvf_peer_msg *m,
                  struct kvf_why *why)
@@ -36,7 +53,10 @@ int kvf_ask_send(struct kvf_peer *p, struct kvf_ask *a, struct kvf_peer_msg *m,
     a->id = ps->next_ask++;
     a->peer = p;
     a->active = true;
+    a->unheard = false;
     a->free = a->largest_free = a->needed = 0;
+    if (p->renewing || !kvf_list_empty(&p->outq))
+        kvf_peer_doubt(p, a->id);
     HASH_ADD(hh, p->asks, id, sizeof a->id, a);
     return 0;
 }
@@ -167,6 +187,7 @@ void kvf_peer_fail_asks(struct kvf_peer *p, const struct kvf_why *why)
         struct kvf_ask *a = p->asks;
 
         kvf_peer_ask_over(a);
+        a->unheard = a->id >= p->doubt_from;
         a->on_deny(a, why, 0, 0);
     }
 }

@@ -124,13 +124,13 @@ void kvf_peers_on_message(struct kvf_peers *ps, const void *rid, size_t rid_len,
     if (ret == -(int)KVF_MISMATCH) {
         ps->env.stats->peer_refused++;
         kvf_log_limited(&ps->log_refused, ps->env.sched->now_ns, KVF_LOG_WARN,
-                        "KVF PEER", KVF_WORKER_FMT " refused: %s",
+                        "PEER", KVF_WORKER_FMT " refused: %s",
                         KVF_WORKER_ARG(&m.head.worker), why.text);
         refuse(ps, rid, rid_len, &m.head, &why);
     } else if (ret < 0) {
         ps->env.stats->peer_malformed++;
         kvf_log_limited(&ps->log_bad, ps->env.sched->now_ns, KVF_LOG_WARN,
-                        "KVF PEER", "unreadable message of %zu bytes: %s", len,
+                        "PEER", "unreadable message of %zu bytes: %s", len,
                         why.text);
     } else if (ps->leaving && m.head.type != KVF_PEER_BYE) {
         /* A new session would end without a word. */

@@ -39,6 +39,7 @@ static void on_writable(void *arg)
     if (p->renewing) {
         kvf_peer_send_hello(p);
     } else if (p->state == KVF_PEER_UP) {
+        kvf_peer_doubt(p, p->ps->next_ask);
         kvf_peer_flush_queue(p);
         /* A new connection has to be renewed: found out now. */
         kvf_peer_send_ping(p);
@@ -173,6 +174,7 @@ static void settle_claims(struct kvf_peer *p, const struct kvf_peer_msg *m)
 static void renewed(struct kvf_peer *p, const struct kvf_peer_msg *m)
 {
     p->renewing = false;
+    p->doubt_from = UINT64_MAX;
     kvf_log(KVF_LOG_INFO, "KVF PEER", "%s reconnect addr=%s: session renewed",
             p->name, p->addr);
     kvf_peer_take_terms(p, m);
@@ -211,6 +213,7 @@ static void on_welcome(struct kvf_peer *p, struct kvf_peer_msg *m)
     kvf_peer_take_terms(p, m);
     p->state = KVF_PEER_UP;
     p->was_up = true;
+    p->doubt_from = UINT64_MAX;
     kvf_peer_rdma_start(p, m->u.welcome.rdma);
     ps->env.stats->peer_up++;
     kvf_log(KVF_LOG_INFO, "KVF PEER", "%s %s addr=%s transport=%s: %s", p->name,
@@ -248,8 +251,8 @@ static void on_refuse(struct kvf_peer *p, const struct kvf_peer_msg *m)
     }
     kvf_fail(&p->why, status == KVF_BUSY ? KVF_BUSY : KVF_MISMATCH,
              "%s refuses us: %s", p->name, m->u.refuse.text);
-    kvf_log(KVF_LOG_WARN, "KVF PEER", "%s refused addr=%s: %s", p->name,
-            p->addr, m->u.refuse.text);
+    kvf_log(KVF_LOG_WARN, "PEER", "%s refused addr=%s: %s", p->name, p->addr,
+            m->u.refuse.text);
     go_down(p, KVF_PEER_REFUSED);
 }
 
@@ -293,7 +296,8 @@ static void dispatch(struct kvf_peer *p, struct kvf_peer_msg *m)
         kvf_peer_on_retired(p, &m->u.retired);
         break;
     case KVF_PEER_PONG:
-        break; /* last_rx_ns is what it was for */
+        kvf_peer_on_pong(p);
+        break;
     case KVF_PEER_BYE:
         kvf_fail(&p->why, KVF_PEER_UNREACHABLE, "%s went away: %s", p->name,
                  m->u.bye.text);
@@ -351,14 +355,14 @@ static void on_message(void *arg, const void *data, size_t len,
     if (ret == -(int)KVF_MISMATCH && p->state != KVF_PEER_REFUSED) {
         p->why = why;
         ps->env.stats->peer_refused++;
-        kvf_log(KVF_LOG_WARN, "KVF PEER", "%s refused addr=%s: %s", p->name,
+        kvf_log(KVF_LOG_WARN, "PEER", "%s refused addr=%s: %s", p->name,
                 p->addr, why.text);
         go_down(p, KVF_PEER_REFUSED);
     } else if (ret < 0) {
         ps->env.stats->peer_malformed++;
         kvf_log_limited(&ps->log_bad, ps->env.sched->now_ns, KVF_LOG_WARN,
-                        "KVF PEER", "%s sent an unreadable message: %s",
-                        p->name, why.text);
+                        "PEER", "%s sent an unreadable message: %s", p->name,
+                        why.text);
     } else if (!believable(p, &m)) {
         ps->env.stats->peer_stale++;
     } else {

@@ -86,5 +86,6 @@ void kvf_peer_send_ping(struct kvf_peer *p)
         return;
     kvf_peers_head(p->ps, &m, KVF_PEER_PING, &p->incarnation);
     m.u.ping.seq = ++p->ping_seq;
+    p->pinged_ask = p->ps->next_ask;
     kvf_peer_send(p, &m);
 }

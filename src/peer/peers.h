@@ -324,6 +324,7 @@ struct kvf_ask {
     bool active;
     bool write;      /* what is granted will be written into */
     bool blocks;     /* a grant of blocks is due, and no other */
+    bool unheard;    /* in on_deny: the owner was lost and had not heard it */
     uint64_t layout; /* ours that it named; 0 = none */
     bool retold;     /* the owner did not know it, and was told again */
     /* NULL: such an answer is a lie of the owner, and ignored. */

@@ -55,6 +55,8 @@ struct kvf_peer {
     struct kvf_dial *dial;
     struct kvf_timer tick;
     uint64_t last_rx_ns, last_hello_ns, down_since_ns, ping_seq;
+    uint64_t doubt_from; /* asks from here on it may not have heard */
+    uint64_t pinged_ask; /* what was next when the last PING went */
     struct kvf_list users;
     struct kvf_ask *asks;             /* by id */
     struct kvf_grant_private *grants; /* by claim id */
@@ -355,6 +357,9 @@ int kvf_ask_send(struct kvf_peer *p, struct kvf_ask *a, struct kvf_peer_msg *m,
 void kvf_peer_on_deny(struct kvf_peer *p, const struct kvf_peer_msg *m);
 void kvf_peer_on_applied(struct kvf_peer *p, const struct kvf_peer_msg *m);
 void kvf_peer_fail_asks(struct kvf_peer *p, const struct kvf_why *why);
+/* From that ask on nobody has said that the owner heard us; until its PONG. */
+void kvf_peer_doubt(struct kvf_peer *p, uint64_t first);
+void kvf_peer_on_pong(struct kvf_peer *p);
 /* The session was renewed: the owner has dropped our lookups. */
 void kvf_peer_repeat_asks(struct kvf_peer *p);
 struct kvf_ask *kvf_peer_find_ask(struct kvf_peer *p, uint64_t id);

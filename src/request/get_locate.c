@@ -42,9 +42,20 @@ static void on_peer_down(struct kvf_peer_user *u, const struct kvf_why *why)
         kvf_get_stop(g, why);
 }
 
+/* An owner that was there before gets a moment to come back. */
+static void await_peer(struct kvf_get *g)
+{
+    g->user.on_up = on_peer_up;
+    g->user.on_down = on_peer_down;
+    if (kvf_peer_was_up(g->peer))
+        kvf_timer_set(g->gs->env.sched, &g->pause,
+                      g->t_start +
+                          g->gs->env.conf->peer_timeout_ms * KVF_NS_PER_MS);
+    kvf_get_feed(g, KVF_GET_EV_WAIT_PEER);
+}
+
 static void wait_for_peer(struct kvf_get *g)
 {
-    struct kvf_sched *s = g->gs->env.sched;
     enum kvf_peer_state state = kvf_peer_state(g->peer);
 
     if (state == KVF_PEER_REFUSED) {
@@ -63,15 +74,8 @@ static void wait_for_peer(struct kvf_get *g)
         }
         return;
     }
-    g->user.on_up = on_peer_up;
-    g->user.on_down = on_peer_down;
     kvf_peer_join(g->peer, &g->user);
-    /* An owner that was there before gets a moment to come back. */
-    if (kvf_peer_was_up(g->peer))
-        kvf_timer_set(s, &g->pause,
-                      g->t_start +
-                          g->gs->env.conf->peer_timeout_ms * KVF_NS_PER_MS);
-    kvf_get_feed(g, KVF_GET_EV_WAIT_PEER);
+    await_peer(g);
 }
 
 void kvf_get_begin(struct kvf_get *g)
@@ -107,7 +111,12 @@ static void on_deny(struct kvf_ask *a, const struct kvf_why *why,
 
     (void)generation;
     (void)size;
-    kvf_get_stop(g, why);
+    /* An owner that was lost before it heard of this get was down already when
+     * the get came: its next start may have the key. */
+    if (a->unheard && g->wait && kvf_peer_state(g->peer) != KVF_PEER_REFUSED)
+        await_peer(g);
+    else
+        kvf_get_stop(g, why);
 }
 
 static void ask_peer(struct kvf_get *g);

@@ -20,8 +20,9 @@ static const struct {
                                           BIT(CLAIMED) | BIT(VERIFYING) |
                                           BIT(HELD) | BIT(DONE) | BIT(FAILED)},
     [KVF_GET_CONNECTING] = {"connecting", BIT(ASKING) | BIT(FAILED)},
-    [KVF_GET_ASKING] = {"asking", BIT(CLAIMED) | BIT(VERIFYING) | BIT(HELD) |
-                                      BIT(DONE) | BIT(FAILED)},
+    [KVF_GET_ASKING] = {"asking", BIT(CONNECTING) | BIT(CLAIMED) |
+                                      BIT(VERIFYING) | BIT(HELD) | BIT(DONE) |
+                                      BIT(FAILED)},
     [KVF_GET_CLAIMED] = {"claimed", BIT(PULLING) | BIT(RETRYING) | BIT(FAILED)},
     [KVF_GET_PULLING] = {"pulling", BIT(VERIFYING) | BIT(HELD) | BIT(DONE) |
                                         BIT(RETRYING) | BIT(DRAINING) |
@@ -105,6 +106,8 @@ static unsigned step_start(struct kvf_get_machine *m, enum kvf_get_event e)
 static unsigned step_asking(struct kvf_get_machine *m, enum kvf_get_event e)
 {
     switch ((unsigned)e) {
+    case KVF_GET_EV_WAIT_PEER: /* it was lost before it heard of us */
+        return go(m, KVF_GET_CONNECTING, 0);
     case KVF_GET_EV_GRANT:
         m->reask = false;
         return go(m, KVF_GET_CLAIMED, KVF_GET_DO_ADMIT);

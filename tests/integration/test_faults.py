@@ -351,12 +351,34 @@ def test_restarted_owner_is_a_new_incarnation(make):
     src.start()
     src.engine().put("k", b"new", readers=0)
 
-    def back():
-        r = b.request("get", key="k", mode="inline", timeout_ms=3000)
-        assert r.payload in (None, b"new"), "bytes of the dead incarnation"
-        return r.status == "OK"
-    until(back, "reconnected")
+    assert b.fetch("k", mode="inline") == b"new"
     b.want("STALE", "get", key="k", metadata=m)
+
+
+@pytest.mark.parametrize("heard", [False, True])
+def test_get_beside_a_restart_of_its_owner(make, heard):
+    """One that the dead owner had heard of is lost with it; one that came
+    when it was down already, noticed or not, waits for it to come back."""
+    from test_two_daemons import fixed_port, free_port
+    conf = {"connector": {"peer_timeout_ms": int(5000 * kvf.SLOW)}}
+    src = make(0, conf=kvf.merge(fixed_port(free_port()), conf))
+    dst = make(1, conf=conf)
+    dst.knows(src)
+    b = dst.engine()
+    src.engine().ok("put", b"x", key="meet")
+    assert b.fetch("meet", mode="inline") == b"x"
+    if heard:
+        w = b.send("get", key="k", mode="inline", timeout_ms=60000)
+        until(lambda: src.stats()["keys"]["parked"] == 1, "parked")
+    src.kill()
+    if not heard:
+        w = b.send("get", key="k", mode="inline", timeout_ms=60000)
+        b.ok("ping")
+    src.start()
+    src.engine().put("k", b"new", readers=0)
+    r = b.recv(w)
+    assert r.status == ("PEER_UNREACHABLE" if heard else "OK"), dict(r)
+    assert heard or r.payload == b"new"
 
 
 # -- stopped daemons ------------------------------------------------------
