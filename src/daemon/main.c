@@ -115,6 +115,19 @@ static struct kvf_conf *load(const struct options *o)
     return conf;
 }
 
+/* What others must know of this worker, as far as the file tells. */
+static void tell_checked(const char *path, const struct kvf_conf *c)
+{
+    uint16_t port = kvf_conf_port(c->zmq_port, &c->self);
+
+    printf("%s is valid: worker " KVF_WORKER_FMT " of cluster %s, ", path,
+           KVF_WORKER_ARG(&c->self), c->cluster);
+    if (port != 0)
+        printf("metadata port %u\n", port);
+    else
+        printf("any free metadata port (zmq_port = auto)\n");
+}
+
 static int serve(const struct options *o, struct kvf_conf *conf)
 {
     struct kvf_server *s;
@@ -156,6 +169,8 @@ int main(int argc, char **argv)
         return EXIT_USAGE;
     if (o.dump)
         kvf_conf_dump(conf, stdout);
+    else if (o.check)
+        tell_checked(o.conf_path, conf);
     if (o.dump || o.check) {
         free(conf);
         return 0;

@@ -45,6 +45,15 @@ def test_bad_command_line_is_status_2(args):
     assert r.returncode == 2 and r.stderr.strip()
 
 
+@pytest.mark.parametrize("base,said", [
+    ("50051", "metadata port 50184"), ("auto", "any free metadata port")])
+def test_check_tells_the_port(write, base, said):
+    r = run("--check", write("[worker]\ncluster = c\nstage = 1\nrank = 2\n"
+                             f"[connector]\nzmq_port = {base}\n"))
+    assert r.returncode == 0 and r.stderr == ""
+    assert f" is valid: worker 1.2.0 of cluster c, {said}" in r.stdout
+
+
 def test_check_of_a_good_file(write, tmp_path):
     r = run("--check", write(kvf.ini(kvf.daemon_conf(str(tmp_path), conf={
         "edge 0->1": {"from_tp": 2, "to_tp": 2}}))))
