@@ -576,6 +576,19 @@ def test_help():
         assert re.search(rf"^  {sub} ", text, re.M)
 
 
+def test_what_is_installed_fits_together(tmp_path):
+    """The unit starts the program that was installed with it."""
+    subprocess.run(["meson", "install", "-C", BUILD, "--no-rebuild",
+                    "--destdir", tmp_path], check=True, capture_output=True)
+    files = {f.name: f for f in tmp_path.rglob("*") if f.is_file()}
+    for name in ("kvferry", "kvferryd", "libkvferry.pc", "kvferry.h",
+                 "kvferry.1", "kvferry.3", "kvferryd.8", "kvferryd.ini"):
+        assert name in files
+    unit = files["kvferryd@.service"].read_text(encoding="utf-8")
+    program = re.search(r"^ExecStart=(\S+)", unit, re.M).group(1)
+    assert str(tmp_path) + program == str(files["kvferryd"])
+
+
 def test_help_and_manual_name_the_same_options():
     option = re.compile(r"--([a-z][a-z-]+)")
     said = set()

@@ -113,6 +113,17 @@ def check_named(found):
                               f"{name}: there is no such file")
 
 
+def check_pkg_config(found):
+    """The library's name is told as pkg-config knows it."""
+    m = re.search(r"filebase: '([^']+)'", source.read("src/client/meson.build"))
+    for path in source.tracked():
+        if path == "README.md" or path.startswith("docs/"):
+            for name in re.findall(r"pkg-config [- a-z]*?([a-z]+)[`)]",
+                                   source.read(path).replace("\\-", "-")):
+                if name != m.group(1):
+                    found.add(path, 1, f"pkg-config knows no {name}")
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__)
     p.add_argument("--conf-gen")
@@ -125,6 +136,7 @@ def main():
     check_rows(found, "docs/PROTOCOL.md", "include/kvferry/status.h",
                "KVF_STATUS_LIST", "status")
     check_named(found)
+    check_pkg_config(found)
     check_config(found, args.conf_gen)
     check_metrics(found, args.kvferryd)
     check_man(found, args.kvferryd, "docs/man/kvferryd.8")
