@@ -6,6 +6,8 @@ import re
 import resource
 import socket
 import struct
+import subprocess
+import sys
 import time
 
 import msgpack
@@ -128,6 +130,31 @@ def test_garbage_on_the_peer_channel_beside_real_traffic(pair, seconds):
     finally:
         s.close(0)
     assert pair.src.alive() and n[0] > 3
+
+
+@pytest.mark.parametrize("seconds", [
+    2, pytest.param(10, marks=pytest.mark.slow)])
+def test_a_mad_getter_beside_real_traffic(pair, seconds):
+    """Messages between daemons, mutated field by field and byte by byte: 3,000
+    a second where nobody else wants the processors."""
+    seed = random.randrange(1 << 32)
+    print("seed", seed)
+    for i in range(4):
+        pair.a.put(f"fuzz{i}", kvf.pattern(5000 + 90000 * (i % 2)), readers=0)
+    n = 0
+    with subprocess.Popen(
+            [sys.executable, os.path.join(kvf.HERE, "fuzz_peer.py"),
+             str(pair.src.peer_port), pair.src.incarnation.hex(), str(seed)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as bad:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            n += 1
+            data = kvf.pattern(100000, n)
+            pair.a.put(f"good{n}", data)
+            assert pair.b.fetch(f"good{n}", mode="copy") == data
+        sent = int(bad.communicate(timeout=kvf.WAIT)[0])
+    assert sent >= 500 * seconds / kvf.SLOW and n > 3
+    assert pair.src.stats()["counters"]["peer_malformed"] > sent / 10
 
 
 def test_peer_channel_offers_no_administration(daemon, engine):
