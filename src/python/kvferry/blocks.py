@@ -72,7 +72,7 @@ def pull(e: Engine, layout: int, source: Union[Mapping[str, Any], str],
     if together is not None:
         f["together"] = {"name": together[0], "size": int(together[1])}
     limit = ops.time_fields(timeout, f)
-    r, _ = yield Request("pull", f, None, limit)
+    r = yield Request("pull", f, None, limit)
     return Pulled(r["bytes"], r["reads"], r["sources"], r["filled"],
                   r["timing"], r.get("transport", ""))
 

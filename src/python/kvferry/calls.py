@@ -23,8 +23,10 @@ class Request:
     own words (INF: unknown; a silent daemon is found by pings). `reply`: what
     was answered OK, until somebody has the memory that it brought. `epoch`,
     `pool`: of the session that was asked, in which that memory lies; another
-    thread may have a new session by then, with a daemon that was restarted."""
+    thread may have a new session by then, with a daemon that was restarted.
+    `frame`: bytes that came with the reply."""
     reply: Optional[Dict[str, Any]] = None
+    frame = b""
     given_up = False
     epoch = 0
     pool: Optional[Mapping] = None
@@ -47,7 +49,7 @@ def brought(request: Request, reply: Dict[str, Any]) -> List[Tuple[str, int]]:
 
 
 class Call:
-    """One request under way. `result` is (reply, frame), or `error` is set."""
+    """One request under way. `result` is the reply, or `error` is set."""
     __slots__ = ("id", "request", "done", "result", "error", "deadline",
                  "wake_at", "on_done", "abandoned", "gate", "leads")
 
@@ -55,7 +57,7 @@ class Call:
                  on_done: Optional[Callable[["Call"], None]] = None) -> None:
         self.id, self.request, self.on_done = 0, request, on_done
         self.done = self.abandoned = self.leads = False
-        self.result: Optional[Tuple[Dict[str, Any], bytes]] = None
+        self.result: Optional[Dict[str, Any]] = None
         self.error: Optional[KvferryError] = None
         self.deadline = self.wake_at = INF
         self.gate: Any = None

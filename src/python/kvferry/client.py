@@ -20,7 +20,6 @@ from .buffers import Buffer, Payload, Region
 from .calls import INF, Call, Request, now
 from .engine import Engine
 from .errors import ClientClosed, KvferryError, PeerUnreachable
-from .lane import Reply
 from .ops import From, Get, Into, PutResult, R
 from .windows import WindowOps
 
@@ -193,7 +192,7 @@ class Client(BlockOps, WindowOps):
         if call.leads:
             self._give_up(call)
 
-    def _call(self, request: Request) -> Reply:
+    def _call(self, request: Request) -> Dict[str, Any]:
         """What is answered, by the engine's connection."""
         call = Call(request, self._on_done)
         try:

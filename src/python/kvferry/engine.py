@@ -258,12 +258,12 @@ class Engine:
         except (TypeError, ValueError, OverflowError) as e:
             self._complete(call, None, error_for("INVALID", str(e)))
 
-    def _complete(self, call: Call, result: Any,
+    def _complete(self, call: Call, result: Optional[Dict[str, Any]],
                   error: Optional[KvferryError]) -> None:
         if call.done:
             return
         if result is not None:
-            call.request.reply = result[0]
+            call.request.reply = result
         call.result, call.error, call.done = result, error, True
         self.calls.pop(call.id, None)
         if call.on_done is not None:
@@ -375,7 +375,8 @@ class Engine:
             if status == "OK":
                 self._undo(call, reply)
         elif status == "OK":
-            self._complete(call, (reply, frame), None)
+            call.request.frame = frame
+            self._complete(call, reply, None)
         elif self.closing:  # "the session has ended": by our own bye
             self._complete(call, None,
                            ClientClosed("the client was closed"))
@@ -428,7 +429,7 @@ class Engine:
         error = call.error
         if call.result is not None:
             try:
-                self._opened(call.result[0])
+                self._opened(call.result)
                 return
             except KvferryError as e:
                 error = e

@@ -13,7 +13,7 @@ import select
 import signal
 import threading
 from threading import get_ident
-from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional
 
 import msgpack
 import zmq
@@ -43,7 +43,7 @@ _mask: Callable[..., Any] = getattr(signal.pthread_sigmask, "__wrapped__",
 _TOLD = {op: b"\x84" + b"".join(map(msgpack.packb, (
     "op", op, "id", 0, "quiet", True, "buffer"))) for op in ("free", "release")}
 _PATIENCE = 0.2  # seconds for the reply to a request that was cancelled
-Reply = Tuple[Dict[str, Any], bytes]
+Reply = Dict[str, Any]
 
 
 def keep_message(box: List[bytes], sock: Any) -> None:
@@ -118,12 +118,12 @@ class Lane:
             self.close()
             raise Internal(f"cannot send: {e}") from None
 
-    def read(self, flags: int = 0, ident: int = -1,
-             request: Optional[Request] = None) -> Optional[Reply]:
+    def read(self, flags: int, ident: int, request: Request
+             ) -> Optional[Reply]:
         """Takes the next message, or None when none came: within _SOON, or
-        with NOBLOCK is there. Is it the reply to that request, it is the
-        request's. It stays in the box until then: reading that an exception
-        ended goes on where it was."""
+        with NOBLOCK is there. If it has that id it is the request's reply. It
+        stays in the box until then: reading that an exception ended goes on
+        where it was."""
         sock, box = self.sock, self._box
         if not box:
             try:
@@ -134,23 +134,21 @@ class Lane:
             except zmq.Again:
                 return None
         try:
-            reply = unpackb(box[0], raw=False, strict_map_key=False)
+            reply: Reply = unpackb(box[0], raw=False, strict_map_key=False)
             got = reply.get
         except (ValueError, AttributeError, msgpack.UnpackException):
             reply = {}
             got = reply.get
-        frame = b""
         if got("mode") == "inline" or "results" in reply or not reply:
             while getopt(sock, RCVMORE):
                 box.append(sock_recv(sock, NOBLOCK))
-            frame = box[1] if len(box) > 1 else b""
-        if request is not None and got("id") == ident and \
-                got("status") == "OK":
+            request.frame = box[1] if len(box) > 1 else b""
+        if got("id") == ident and got("status") == "OK":
             request.reply = reply
         box.clear()
         if "event" in reply:
             self.engine.told(reply)
-        return reply, frame
+        return reply
 
     def post(self, op: str, ident: int) -> None:
         """Gives memory back without an answer. Lock held."""
@@ -160,7 +158,7 @@ class Lane:
         self._posted += 1
         if self._posted > 32:  # no call came by to read what was answered
             self._posted = 0
-            while self.read(NOBLOCK) is not None:
+            while self.read(NOBLOCK, -1, Request("")) is not None:
                 pass
 
     # ---- calls -------------------------------------------------------------
@@ -179,16 +177,16 @@ class Lane:
             raise error_for("INVALID", str(e)) from None
         try:
             self.send(head, request.payload)
-            result = None
+            reply = None
             if get_ident() != _MAIN:
-                result = self.read(0, ident, request)
+                reply = self.read(0, ident, request)
                 # Other ones are to what was posted or given up.
-                while result is not None and result[0].get("id") != ident:
-                    result = self.read(0, ident, request)
-            if result is None:
-                result = self._await(ident, request)
+                while reply is not None and reply.get("id") != ident:
+                    reply = self.read(0, ident, request)
+            if reply is None:
+                reply = self._await(ident, request)
             self._posted, self.used = 0, now()
-            return result
+            return reply
         except (ConnectionLost, ClientClosed):
             self.close()
             raise
@@ -207,10 +205,10 @@ class Lane:
         while True:
             lost = woken and self.lost()
             if getopt(self.sock, EVENTS) & POLLIN:
-                result = self.read(NOBLOCK, ident, request)
-                if result is not None:
-                    if result[0].get("id") == ident:
-                        return result
+                reply = self.read(NOBLOCK, ident, request)
+                if reply is not None:
+                    if reply.get("id") == ident:
+                        return reply
                     heard += 1
                 continue
             if lost:
@@ -241,8 +239,8 @@ class Lane:
             self.send(self._pack({"op": "cancel", "target": ident,
                                   "id": cancel}))
             while True:
-                result = self.read(NOBLOCK, ident, request)
-                if result is None:
+                reply = self.read(NOBLOCK, ident, request)
+                if reply is None:
                     left = until - now()
                     if left < 0 or self.engine.state == "closed" or \
                             self.lost():
@@ -250,10 +248,10 @@ class Lane:
                     if not getopt(self.sock, EVENTS) & POLLIN:
                         self._poller.poll(left * 1000)
                     continue
-                answered = result[0].get("id")
+                answered = reply.get("id")
                 # Nothing to cancel: it was answered before, or never sent.
                 if answered == ident or (answered == cancel and
-                                         not result[0].get("cancelled")):
+                                         not reply.get("cancelled")):
                     return
             self.close()
         except BaseException:

@@ -66,7 +66,7 @@ class Lanes:
             with lane.lock:
                 if lane.sock is None:  # closed at this moment
                     return None
-                result = lane.call(request)
+                reply = lane.call(request)
         except Silent as error:
             e.silent(error.message)
             raise ConnectionLost(error.message) from None
@@ -85,10 +85,9 @@ class Lanes:
         if request.reply is not None:  # what is OK
             if lane.used >= e.look_at:
                 e.look()
-            return result
+            return reply
         if e.closing:  # "the session has ended": by our own bye
             raise ClientClosed("the client was closed")
-        reply = result[0]
         raise error_for(reply.get("status", "INTERNAL"),
                         reply.get("message", ""), reply)
 
@@ -128,7 +127,7 @@ class Lanes:
                 epoch, session, pool = e.epoch, e.session, e.pool
             lane = self._open[slot] = Lane(e, epoch, pool, slot)
             with lane.lock:
-                reply, _ = lane.call(Request("hello", {
+                reply = lane.call(Request("hello", {
                     "version": 1, "client": e.name, "session": session},
                     limit=min(0, _HELLO - e.timeout)))
             # Its monitor wakes nobody before it was found empty once.

@@ -1,6 +1,6 @@
 """The operations, written once for the synchronous and the asyncio client.
 
-Each is a generator: it yields a Request, is sent (reply, frame) or is thrown
+Each is a generator: it yields a Request, is sent its reply or is thrown
 the KvferryError of that request, and returns what the caller gets. It does
 nothing that blocks.
 """
@@ -19,7 +19,7 @@ from .spares import Spare
 
 R = TypeVar("R")
 M = TypeVar("M", Buffer, Spare)
-Op = Generator[Request, Tuple[Dict[str, Any], bytes], R]
+Op = Generator[Request, Dict[str, Any], R]
 _PARTS = (Buffer, Region, list, tuple)  # what may be put without a copy
 
 
@@ -53,7 +53,7 @@ def key_for(request_id: str, from_stage: int, to_stage: int) -> str:
 
 def simple(op: str, fields: Optional[Dict[str, Any]] = None,
            result: Optional[str] = None, limit: float = 0) -> Op[Any]:
-    reply, _ = yield Request(op, fields, None, limit)
+    reply = yield Request(op, fields, None, limit)
     if result is not None:
         return reply.get(result)
     return {k: v for k, v in reply.items() if k not in ("id", "status")}
@@ -72,7 +72,7 @@ def _alloc(e: Engine, size: int,
     while True:
         request = Request("alloc", {"size": size})
         try:
-            reply, _ = yield request
+            reply = yield request
             pool = request.pool
             if pool is None:
                 raise Unsupported("the pool of the daemon cannot be mapped "
@@ -136,7 +136,7 @@ def put(e: Engine, fields: Dict[str, Any], data: Any) -> Op[PutResult]:
     size = src.size
     # Without a pool there is no other way.
     if size <= e.inline_max or e.pool is None and e.state == "open":
-        reply, _ = yield Request("put", fields, src.to_bytes())
+        reply = yield Request("put", fields, src.to_bytes())
         return _put_result(reply)
     while True:
         request = Request("put", fields)
@@ -150,7 +150,7 @@ def put(e: Engine, fields: Dict[str, Any], data: Any) -> Op[PutResult]:
                                    "length": size}]
             if shelf is not None:
                 fields["next"] = shelf.size
-            reply, _ = yield request
+            reply = yield request
             spare.put = True
             if shelf is not None:
                 e.spares.came(shelf, request)
@@ -171,7 +171,7 @@ def put(e: Engine, fields: Dict[str, Any], data: Any) -> Op[PutResult]:
 def _put_segments(fields: Dict[str, Any], segments: List[Segment]
                   ) -> Op[PutResult]:
     fields["segments"] = [s.wire() for s in segments]
-    reply, _ = yield Request("put", fields)
+    reply = yield Request("put", fields)
     for s in segments:
         if isinstance(s.owner, Buffer):
             s.owner._given_away()
@@ -283,8 +283,8 @@ def get(e: Engine, key: str, source: From, timeout: Optional[float],
     while True:
         request = Request("get", fields, None, limit)
         try:
-            reply, frame = yield request
-            payload = payload_of(e, request, key, reply, frame, into)
+            reply = yield request
+            payload = payload_of(e, request, key, reply, request.frame, into)
             request.reply = None
             break
         except BaseException as error:  # a signal's can come at any step
@@ -335,8 +335,8 @@ def mget(e: Engine, gets: Sequence[Union[str, Get]],
         fields["all_or_nothing"] = True
     request = Request("mget", fields, None, limit)
     try:
-        reply, frame = yield request
-        out = _payloads(e, request, items, reply, memoryview(frame))
+        reply = yield request
+        out = _payloads(e, request, items, reply)
     except BaseException:
         e.undo(request)
         raise
@@ -345,10 +345,10 @@ def mget(e: Engine, gets: Sequence[Union[str, Get]],
 
 
 def _payloads(e: Engine, request: Request, items: Sequence[Get],
-              reply: Dict[str, Any], frame: memoryview
+              reply: Dict[str, Any]
               ) -> List[Union[Payload, KvferryError]]:
     out: List[Union[Payload, KvferryError]] = []
-    at = 0
+    at, frame = 0, memoryview(request.frame)
     for g, r in zip(items, reply["results"]):
         try:
             if r["status"] != "OK":
@@ -366,7 +366,7 @@ def _payloads(e: Engine, request: Request, items: Sequence[Get],
 # ---- memory of one's own -----------------------------------------------------
 
 def register(e: Engine, region: Region) -> Op[Region]:
-    reply, _ = yield Request("register", {"fd": region.fd,
+    reply = yield Request("register", {"fd": region.fd,
                                           "size": region.size})
     region.id = reply["region"]
     return region

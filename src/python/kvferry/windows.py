@@ -72,11 +72,11 @@ def _expose(e: Engine, name: str, memory: Union[int, Region], writable: bool
     f: Dict[str, Any] = {"name": name, "writable": writable}
     if isinstance(memory, Region):
         f["region"] = memory.id
-        r, _ = yield Request("expose", f)
+        r = yield Request("expose", f)
         return Window(name, r["window"], 0, memory._export(), memory)
     f["size"] = memory
     request = Request("expose", f)
-    r, _ = yield request
+    r = yield request
     at, pool = r["offset"], request.pool
     if pool is None:
         yield Request("unexpose", {"window": r["window"]})
@@ -99,16 +99,16 @@ def _move(e: Engine, op: str, fields: Dict[str, Any], data: Any,
     segments = ops.segments_of(e, data)
     if segments is not None:
         fields["segments"] = [s.wire() for s in segments]
-        r, _ = yield Request(op, fields, None, limit)
+        r = yield Request(op, fields, None, limit)
         return _moved(r)
     src = Source(data)
     if inline and src.size <= e.inline_max:
-        r, _ = yield Request(op, fields, src.to_bytes(), limit)
+        r = yield Request(op, fields, src.to_bytes(), limit)
         return _moved(r)
     with (yield from ops.alloc(e, src.size)) as buffer:
         src.fill(buffer._mv)
         fields["segments"] = [buffer.segment().wire()]
-        r, _ = yield Request(op, fields, None, limit)
+        r = yield Request(op, fields, None, limit)
         return _moved(r)
 
 
@@ -120,7 +120,7 @@ def _read(e: Engine, fields: Dict[str, Any], into: Optional[Into],
         if segments is None:
             raise TypeError("into takes regions, buffers and segments of them")
         fields["segments"] = [s.wire() for s in segments]
-        r, _ = yield Request("read", fields, None, limit)
+        r = yield Request("read", fields, None, limit)
         return _moved(r)
     if size is None:
         raise TypeError("read needs size or into")
