@@ -93,6 +93,17 @@ def test_interrupt(one, monkeypatch, what, place, name, before):
     assert not one._engine.calls and in_use(one) == 0
 
 
+@pytest.mark.parametrize("before", [True, False])
+def test_interrupt_at_the_end_of_with(one, monkeypatch, before):
+    """It is raised, not printed by the garbage collector."""
+    one.put("k", b"1" * 10000)
+    with pytest.raises(KeyboardInterrupt):
+        with one.get("k"):
+            monkeypatch.setattr(lanes.Lanes, "post",
+                                once(lanes.Lanes.post, before))
+    kvf.until(lambda: one.stats()["pool"]["buffers"] == 0, "given back")
+
+
 def test_interrupts_at_random(one, monkeypatch):
     """By a signal, at any moment. One in a hundred may hit a moment at which
     the reply is nobody's yet."""

@@ -223,3 +223,32 @@ def test_what_cannot_be_put(one):
     with pytest.raises(TypeError):
         one.mget("abc")
     assert one.stats()["pool"]["filling"] == 0
+
+
+def test_what_cannot_be_a_source(one):
+    for source in "host", ("host",), ("host", 1, 2), 1.5:
+        with pytest.raises(TypeError, match="host, port"):
+            one.get("k", source, timeout=0)
+        with pytest.raises(TypeError, match="host, port"):
+            one.push("k", b"x", source)
+    with pytest.raises(TypeError, match="keys and Gets"):
+        one.mget(["k", 1])
+
+
+def test_integers_of_numpy(one):
+    """What was worked out with numpy need not be turned into an int."""
+    with one.alloc(np.prod([50, 100])) as buffer:
+        buffer.numpy()[:] = np.arange(5000) % 256
+        one.put("k", buffer.segment(np.int64(256), np.uint8(3)),
+                readers=np.int8(2))
+    assert one.get("k", timeout=np.float32(1)).to_bytes() == b"\0\1\2"
+    [pending] = one.mget([kvferry.Get("k", generation=np.uint64(1))],
+                         timeout=0)
+    assert isinstance(pending, kvferry.KvferryError)
+    with pytest.raises(kvferry.Invalid, match="float32"):
+        one.put("k", b"x", readers=np.float32(2))
+
+
+def test_kept_for_ever(one):
+    one.put("k", b"x", ttl=math.inf)
+    assert one.list("k")[0]["ttl_ms"] == 365 * 24 * 3600 * 1000

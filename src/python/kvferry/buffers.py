@@ -166,8 +166,17 @@ class Buffer(Memory):
     def discard(self) -> None:
         """Gives it back as soon as the last array or memoryview made from it
         is gone (at once if there is none)."""
-        # The lease watches the memory itself.
+        views, lease = self._pieces, self._lease
         self._mv, self._pieces, self._lease = None, _NONE, None
+        if lease is None:
+            return
+        try:
+            for view in views:
+                view.release()
+        except BufferError:
+            return  # the lease watches the memory itself
+        # Not by its watch: what a signal's handler raises would be lost there.
+        lease.end()
 
     def _given_away(self) -> None:
         """A put took it: it is the daemon's now."""

@@ -45,7 +45,8 @@ def put_fields(key: str, ttl: Optional[float], readers: int, replace: bool,
     """put's arguments in the protocol's words."""
     o: Dict[str, Any] = {"key": key}
     if ttl is not None:
-        o["ttl_ms"] = max(1, round(ttl * 1000)) if ttl > 0 else 0
+        # The daemon keeps nothing for more than a year.
+        o["ttl_ms"] = max(1, round(min(ttl, 1e9) * 1000)) if ttl > 0 else 0
     if readers != 1:
         o["readers"] = readers
     if not replace:

@@ -43,10 +43,10 @@ from .shm import Mapping, Mappings
 from .spares import Spares
 from .wire import (EVENTS as _EVENTS, NOBLOCK as _NOBLOCK, POLLIN as _POLLIN,
                    RCVMORE as _RCVMORE, SNDMORE as _SNDMORE, Bell, close,
-                   dealer, getopt as _get, sock_recv as _sock_recv,
+                   dealer, getopt as _get, packer, sock_recv as _sock_recv,
                    sock_send as _sock_send)
 
-_pack = msgpack.Packer(use_bin_type=True, autoreset=True)
+_pack = packer()
 _engines: "weakref.WeakSet[Engine]" = weakref.WeakSet()
 _INLINE = 4096  # bytes that a request carries, unless the daemon takes less
 _stuck: List[Any] = []  # contexts that cannot be ended: never collected
@@ -249,9 +249,9 @@ class Engine:
         m["id"] = call.id
         try:
             if r.payload is None:
-                _sock_send(self.sock, _pack.pack(m), _NOBLOCK)
+                _sock_send(self.sock, _pack(m), _NOBLOCK)
             else:
-                _sock_send(self.sock, _pack.pack(m), _SNDMORE)
+                _sock_send(self.sock, _pack(m), _SNDMORE)
                 _sock_send(self.sock, r.payload, _NOBLOCK)
         except zmq.ZMQError as e:
             self._complete(call, None, Internal(f"cannot send: {e}"))

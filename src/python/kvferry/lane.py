@@ -23,7 +23,7 @@ from .calls import Request, now
 from .errors import (ClientClosed, ConnectionLost, Internal, KvferryError,
                      error_for)
 from .wire import (EVENTS, NOBLOCK, POLLIN, RCVMORE, SNDMORE, close, dealer,
-                   getopt, sock_recv, sock_send)
+                   getopt, packer, sock_recv, sock_send)
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -72,7 +72,7 @@ class Lane:
         self.slot = slot
         self.lock = threading.Lock()
         self._ids = engine.ids
-        self._pack = msgpack.Packer(use_bin_type=True, autoreset=True).pack
+        self._pack = packer()
         self._box: List[bytes] = []  # frames of a message being read
         self._half = False           # a message of which a part was sent
         self._posted = 0             # messages

@@ -211,8 +211,15 @@ def source_fields(source: From) -> Dict[str, Any]:
     if isinstance(source, Worker):
         return {"from": {k: v for k, v in source._asdict().items()
                          if v is not None}}
-    host, port = source
-    return {"source": {"host": host, "port": port}}
+    return {"source": address_fields(source)}
+
+
+def address_fields(address: Tuple[str, int]) -> Dict[str, Any]:
+    """Of (host, port)."""
+    if not isinstance(address, (tuple, list)) or len(address) != 2:
+        raise TypeError("a worker is a stage, a Worker or (host, port), not "
+                        f"{address!r}")
+    return {"host": address[0], "port": address[1]}
 
 
 def get_fields(e: Engine, key: str, source: From, mode: str,
@@ -318,6 +325,8 @@ def mget(e: Engine, gets: Sequence[Union[str, Get]],
     if isinstance(gets, str):
         raise TypeError("mget takes a list of keys, not one")
     items = [Get(g, source) if isinstance(g, str) else g for g in gets]
+    if not all(isinstance(g, Get) for g in items):
+        raise TypeError("mget takes a list of keys and Gets")
     wire: List[Dict[str, Any]] = []
     limit = 0.0
     fields: Dict[str, Any] = {"gets": wire}

@@ -58,8 +58,7 @@ def target_fields(to: Target) -> Dict[str, Any]:
     """The fields that name the receiver."""
     if isinstance(to, (int, Worker)):
         return {"to": ops.source_fields(to)["from"]}
-    host, port = to
-    return {"target": {"host": host, "port": port}}
+    return {"target": ops.address_fields(to)}
 
 
 def _moved(r: Dict[str, Any]) -> Moved:

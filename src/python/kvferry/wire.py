@@ -1,9 +1,11 @@
 """Sockets to a daemon: pyzmq's, with as little around them as can be."""
 from __future__ import annotations
 
+import operator
 import os
 from typing import Any, Callable, Tuple
 
+import msgpack
 import zmq
 
 NOBLOCK = int(zmq.NOBLOCK)
@@ -15,6 +17,13 @@ EVENTS, RCVMORE, POLLIN = (int(x) for x in (zmq.EVENTS, zmq.RCVMORE,
 getopt: Callable[[Any, int], Any] = zmq.backend.Socket.get
 sock_send = zmq.backend.Socket.send
 sock_recv = zmq.backend.Socket.recv
+
+
+def packer() -> Callable[[Any], bytes]:
+    """For one thread at a time. Takes numpy's integers for integers."""
+    pack: Callable[[Any], bytes] = msgpack.Packer(
+        use_bin_type=True, autoreset=True, default=operator.index).pack
+    return pack
 
 
 def dealer(ctx: Any) -> Tuple[Any, Any]:
