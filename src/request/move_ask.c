@@ -43,6 +43,17 @@ static void on_peer_down(struct kvf_peer_user *u, const struct kvf_why *why)
         kvf_move_stop(m, why);
 }
 
+/* One that was there before gets a moment to come back. */
+static void await_peer(struct kvf_move *m)
+{
+    struct kvf_moves_env *env = &m->ms->env;
+
+    if (kvf_peer_was_up(m->peer))
+        kvf_timer_set(env->sched, &m->pause,
+                      m->t_start + env->conf->peer_timeout_ms * KVF_NS_PER_MS);
+    kvf_move_feed(m, KVF_MOVE_EV_WAIT_PEER);
+}
+
 void kvf_move_begin(struct kvf_move *m)
 {
     struct kvf_moves_env *env = &m->ms->env;
@@ -67,11 +78,7 @@ void kvf_move_begin(struct kvf_move *m)
         kvf_move_stop(m, kvf_peer_why(m->peer));
         return;
     }
-    /* One that was there before gets a moment to come back. */
-    if (kvf_peer_was_up(m->peer))
-        kvf_timer_set(env->sched, &m->pause,
-                      m->t_start + env->conf->peer_timeout_ms * KVF_NS_PER_MS);
-    kvf_move_feed(m, KVF_MOVE_EV_WAIT_PEER);
+    await_peer(m);
 }
 
 /* ---- asking ------------------------------------------------------------- */
@@ -133,6 +140,11 @@ static void on_deny(struct kvf_ask *a, const struct kvf_why *why,
 
     (void)generation;
     (void)size;
+    /* It was down already when this came, and knows nothing of it. */
+    if (a->unheard && kvf_peer_state(m->peer) != KVF_PEER_REFUSED) {
+        await_peer(m);
+        return;
+    }
     if (m->eager && why->status == KVF_TOO_LARGE && !m->eager_refused) {
         m->eager_refused = true; /* it takes fewer bytes so than we do */
         kvf_move_feed(m, KVF_MOVE_EV_ASK);

@@ -76,6 +76,8 @@ static unsigned before(struct kvf_move_machine *m, enum kvf_move_event e)
 static unsigned asking(struct kvf_move_machine *m, enum kvf_move_event e)
 {
     switch ((unsigned)e) {
+    case KVF_MOVE_EV_WAIT_PEER: /* it was lost before it heard of us */
+        return go(m, KVF_MOVE_CONNECTING, 0);
     case KVF_MOVE_EV_GRANT:
         return attempt(m);
     case KVF_MOVE_EV_APPLIED:

@@ -355,10 +355,9 @@ def test_restarted_owner_is_a_new_incarnation(make):
     b.want("STALE", "get", key="k", metadata=m)
 
 
-@pytest.mark.parametrize("heard", [False, True])
-def test_get_beside_a_restart_of_its_owner(make, heard):
-    """One that the dead owner had heard of is lost with it; one that came
-    when it was down already, noticed or not, waits for it to come back."""
+def beside_a_restart(make):
+    """Two daemons that have met; the first can start again at its port, and
+    has long enough for that."""
     from test_two_daemons import fixed_port, free_port
     conf = {"connector": {"peer_timeout_ms": int(5000 * kvf.SLOW)}}
     src = make(0, conf=kvf.merge(fixed_port(free_port()), conf))
@@ -367,6 +366,14 @@ def test_get_beside_a_restart_of_its_owner(make, heard):
     b = dst.engine()
     src.engine().ok("put", b"x", key="meet")
     assert b.fetch("meet", mode="inline") == b"x"
+    return src, b
+
+
+@pytest.mark.parametrize("heard", [False, True])
+def test_get_beside_a_restart_of_its_owner(make, heard):
+    """One that the dead owner had heard of is lost with it; one that came
+    when it was down already, noticed or not, waits for it to come back."""
+    src, b = beside_a_restart(make)
     if heard:
         w = b.send("get", key="k", mode="inline", timeout_ms=60000)
         until(lambda: src.stats()["keys"]["parked"] == 1, "parked")
@@ -379,6 +386,24 @@ def test_get_beside_a_restart_of_its_owner(make, heard):
     r = b.recv(w)
     assert r.status == ("PEER_UNREACHABLE" if heard else "OK"), dict(r)
     assert heard or r.payload == b"new"
+
+
+@pytest.mark.parametrize("size", [10, MIB])
+def test_push_to_a_receiver_that_is_starting_again(make, size):
+    """It was down when the push came: it waits, and is published once."""
+    src, b = beside_a_restart(make)
+    src.kill()
+    buf = b.filled(kvf.pattern(size))
+    w = b.send("push", key="k", to={"stage": 0}, timeout_ms=60000,
+               segments=[{"buffer": buf["buffer"]}])
+    b.ok("ping")
+    src.start()
+    r = b.recv(w)
+    assert r.status == "OK", dict(r)
+    a = src.engine()
+    assert a.fetch("k") == kvf.pattern(size)
+    assert a.ok("stats")["counters"]["pushed"] == 1
+    b.ok("free", buffer=buf["buffer"])
 
 
 # -- stopped daemons ------------------------------------------------------
