@@ -1,6 +1,7 @@
 /* What plain ZeroMQ reaches: a round trip, and pulling payloads through it.
  *
  *   raw_zmq ipc|tcp rtt SIZE [ROUNDS]     5,000 round trips a round
+ *   raw_zmq ipc|tcp paced SIZE [ROUNDS]   500, each after 0.3 ms of silence
  *   raw_zmq ipc|tcp pull SIZE [ROUNDS]    16 bytes ask, the payload answers,
  * and is copied to where it is wanted
  *
@@ -18,6 +19,10 @@
 #include <zmq.h>
 
 #define TRIPS 5000
+#define PACED 500
+#define PAUSE_NS 300000 /* as in pull_bench parked */
+
+enum how { RTT, PACED_RTT, PULL };
 
 static void keep(void *data, void *hint)
 {
@@ -57,11 +62,16 @@ static void trip(void *s, char *mem, uint64_t size, bool pull)
     zmq_msg_close(&m);
 }
 
-static void one_round(void *s, char *mem, uint64_t size, bool pull, pid_t kid,
-                      bool tell, const char *how)
+static void one_round(void *s, char *mem, uint64_t size, enum how what,
+                      pid_t kid, bool tell, const char *how)
 {
     static uint64_t took[TRIPS];
-    uint64_t n = pull ? bench_turns(size, 512 * MIB) : TRIPS, ns;
+    static const char *const names[] = {"rtt", "paced", "pull"};
+    bool pull = what == PULL;
+    uint64_t n = what == RTT         ? TRIPS
+                 : what == PACED_RTT ? PACED
+                                     : bench_turns(size, 512 * MIB);
+    uint64_t ns;
     uint64_t cpu = bench_cpu(0) + bench_cpu(kid), t0 = bench_now();
     double gb;
 
@@ -73,6 +83,9 @@ static void one_round(void *s, char *mem, uint64_t size, bool pull, pid_t kid,
     for (uint64_t i = 0; i < n; i++) {
         uint64_t t = bench_now();
 
+        while (what == PACED_RTT && bench_now() - t < PAUSE_NS)
+            continue;
+        t = what == PACED_RTT ? bench_now() : t;
         trip(s, mem, size, pull);
         took[i] = bench_now() - t;
     }
@@ -85,8 +98,8 @@ static void one_round(void *s, char *mem, uint64_t size, bool pull, pid_t kid,
     printf("{\"bench\":\"zmq\",\"how\":\"%s %s\",\"size\":%llu,\"GBps\":%.3f,"
            "\"us\":%.2f,\"p50_us\":%.2f,\"p99_us\":%.2f,"
            "\"cpu_s_per_GB\":%.4f}\n",
-           how, pull ? "pull" : "rtt", (unsigned long long)size,
-           gb * 1e9 / (double)ns, (double)ns / 1e3 / (double)n,
+           how, names[what], (unsigned long long)size, gb * 1e9 / (double)ns,
+           (double)ns / 1e3 / (double)n,
            (double)bench_quantile(took, n, .5) / 1e3,
            (double)bench_quantile(took, n, .99) / 1e3, (double)cpu / 1e9 / gb);
     fflush(stdout);
@@ -98,14 +111,17 @@ int main(int argc, char **argv)
     int zero = 0, report[2], rounds = argc > 4 ? atoi(argv[4]) : 1;
     void *ctx, *s;
     uint64_t size;
-    bool pull, ipc;
+    enum how what;
+    bool ipc;
     char *mem;
     pid_t kid;
 
     if (argc < 4)
-        bench_die("usage: raw_zmq ipc|tcp rtt|pull SIZE [ROUNDS]");
+        bench_die("usage: raw_zmq ipc|tcp rtt|paced|pull SIZE [ROUNDS]");
     ipc = strcmp(argv[1], "ipc") == 0;
-    pull = strcmp(argv[2], "pull") == 0;
+    what = strcmp(argv[2], "pull") == 0    ? PULL
+           : strcmp(argv[2], "paced") == 0 ? PACED_RTT
+                                           : RTT;
     size = bench_size(argv[3]);
     mem = bench_memory(size < 16 ? 16 : size, false);
     if (ipc && mkdtemp(dir) != NULL)
@@ -125,14 +141,14 @@ int main(int argc, char **argv)
         zmq_getsockopt(s, ZMQ_LAST_ENDPOINT, where, &len);
         if (write(report[1], where, sizeof where) != sizeof where)
             return 1;
-        server(s, mem, size, pull);
+        server(s, mem, size, what == PULL);
     }
     close(report[1]);
     if (read(report[0], where, sizeof where) != sizeof where ||
         zmq_connect(s, where) != 0)
         bench_die("cannot connect");
     for (int r = -1; r < rounds; r++)
-        one_round(s, mem, size, pull, kid, r >= 0, argv[1]);
+        one_round(s, mem, size, what, kid, r >= 0, argv[1]);
     kill(kid, SIGKILL);
     waitpid(kid, NULL, 0);
     if (ipc) {
