@@ -18,6 +18,10 @@
 /* Libzmq's thread and an engine that takes a reply are done sooner; a program
  * that computes takes its whole slice, some milliseconds. */
 #define HOGGED_NS (500 * KVF_NS_PER_US)
+/* Who computed here that long was an engine, and what it waits for now are
+ * libzmq's threads. A loop that goes on waiting awake keeps the processor from
+ * them, yield or not: the scheduler owes it as long as it was away. */
+#define AWAY_NS (100 * KVF_NS_PER_US)
 /* A loop that has work for longer than this gives way once. A thread that was
  * woken meanwhile would else wait for the end of our slice, 3 ms and more: on
  * two cores a ping beside 1 GiB by tcp took that long (p99; now about one). */
@@ -85,16 +89,19 @@ static void record_lag(struct kvf_reactor *r, uint64_t now)
  * when something came. */
 static bool linger(struct kvf_reactor *r, uint64_t end)
 {
+    uint64_t away;
+
     while (kvf_sched_clock(&r->sched) < end) {
         if (event_base_loop(r->base, EVLOOP_ONCE | EVLOOP_NONBLOCK |
                                          EVLOOP_NO_EXIT_ON_EMPTY) < 0)
             return false; /* and the wait that follows says so */
         if (!kvf_list_empty(&r->ready) || r->signalled)
             return true;
-        if (let_others_run(r) > HOGGED_NS) {
+        away = let_others_run(r);
+        if (away > HOGGED_NS)
             r->linger_from_ns = r->gave_way_ns + NO_SPIN_NS;
+        if (away > AWAY_NS)
             return false;
-        }
     }
     return false;
 }

@@ -131,7 +131,17 @@ static void test_linger(void **state)
     message(r, fd[1]);
     assert_in_range(yields_in_vain(r), 3, 10);
 
-    /* Who finds others at work here sleeps. */
+    /* Who was kept away sleeps this once. */
+    message(r, fd[1]);
+    message(r, fd[1]);
+    crowd_ns = 110 * KVF_NS_PER_US;
+    assert_in_range(yields_in_vain(r), 1, 1);
+    crowd_ns = 0;
+    message(r, fd[1]);
+    message(r, fd[1]);
+    assert_in_range(yields_in_vain(r), 3, 10);
+
+    /* Who finds others at work here sleeps for a while. */
     message(r, fd[1]);
     message(r, fd[1]);
     crowd_ns = KVF_NS_PER_MS;
