@@ -191,36 +191,71 @@ struct kvf_rdma_gauges pair_gauges(const struct pair_node *n)
     return g;
 }
 
-static bool all_live(const struct pair_node *n)
+static unsigned live_conns(const struct pair_node *n)
 {
+    unsigned live = 0;
+
     kvf_list_for_each (c, &kvf_rdma_of(n->t)->conns)
-        if (kvf_container_of(c, struct kvf_rdma_conn, node)->down)
-            return false;
-    return true;
+        live += !kvf_container_of(c, struct kvf_rdma_conn, node)->down;
+    return live;
 }
 
-static bool settled(const struct pair *p)
+static unsigned all_conns(const struct pair_node *n)
+{
+    unsigned all = 0;
+
+    kvf_list_for_each (c, &kvf_rdma_of(n->t)->conns)
+        all += c != NULL;
+    return all;
+}
+
+static unsigned live_guests(const struct pair_node *n)
+{
+    unsigned live = 0;
+
+    kvf_list_for_each (g, &kvf_rdma_of(n->t)->guests)
+        live += !kvf_rdma_guest_of(g)->ending;
+    return live;
+}
+
+static bool settled(const struct pair *p, bool gone)
 {
     for (unsigned i = 0; i < 2; i++) {
-        struct kvf_rdma_gauges g = pair_gauges(&p->n[i]);
+        const struct pair_node *n = &p->n[i];
 
-        if (p->n[i].link.state != KVF_LINK_UP || g.dying > 0 || g.guests != 1 ||
-            g.links != 1 || !all_live(&p->n[i]))
+        if (n->link.state != KVF_LINK_UP || live_guests(n) != 1)
+            return false;
+        if (gone && (pair_gauges(n).dying > 0 || pair_gauges(n).links != 1 ||
+                     live_conns(n) != all_conns(n)))
             return false;
     }
     return !mail_waits(p);
 }
 
-void pair_settle(struct pair *p)
+static void settle(struct pair *p, bool gone)
 {
     uint64_t end = kvf_sched_clock(p->sched) + 20 * KVF_NS_PER_S;
 
-    while (!settled(p) && kvf_sched_clock(p->sched) < end)
+    while (!settled(p, gone) && kvf_sched_clock(p->sched) < end)
         turn(p);
-    if (!settled(p))
+    if (!settled(p, gone))
         fail_msg("not settled: links %d %d: %s; %s", (int)p->n[0].link.state,
                  (int)p->n[1].link.state, p->n[0].down_why.text,
                  p->n[1].down_why.text);
+}
+
+void pair_settle(struct pair *p)
+{
+    settle(p, true);
+}
+
+void pair_settle_one(struct pair *p, bool gone)
+{
+    settle(p, gone);
+    for (unsigned i = 0; i < 2; i++)
+        assert_int_equal(live_conns(&p->n[i]), 1);
+    if (gone)
+        pair_assert_qps(p, 1);
 }
 
 void pair_until(struct pair *p, const unsigned *flag)

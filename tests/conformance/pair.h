@@ -64,6 +64,9 @@ bool pair_deliver(struct pair *p, unsigned q);
 /* Turns, with mail as it comes, until both links are up and nothing is on its
  * way out any more; fails the test after some seconds. */
 void pair_settle(struct pair *p);
+/* ... and then has one connection; without `gone` others may still be on their
+ * way out (half a second each). */
+void pair_settle_one(struct pair *p, bool gone);
 /* ... until *flag. */
 void pair_until(struct pair *p, const unsigned *flag);
 void pair_pull(struct pair_node *n);

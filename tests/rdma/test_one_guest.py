@@ -8,6 +8,7 @@ from vm_daemon import ENV, TRANSPORT, SLOW
 MIB = 1 << 20
 SIZES = [1, 2, 7, 4095, 4096, 4097, 65535, 65536, 65537, 262144, MIB - 1, MIB,
          MIB + 1, 5 * MIB + 13, 16 * MIB, 64 * MIB]
+BEYOND = 9 * MIB + 1  # more than is under way at once: [rdma] chunk * depth
 
 
 def test_the_conformance_suite_passes_on_the_device(guest):
@@ -37,7 +38,7 @@ def test_every_size_arrives_by_rdma(ab):
 
 
 @pytest.mark.sanitized
-@pytest.mark.parametrize("size", [1, 100_003, 33 * MIB + 1])
+@pytest.mark.parametrize("size", [1, 100_003, BEYOND])
 def test_the_command_puts_and_gets(ab, size):
     a, b = ab
     vm_daemon.random_file(a.g, "/tmp/in", size)
@@ -64,7 +65,7 @@ def test_stress_leaves_nothing_behind(ab):
 
 
 @pytest.mark.sanitized
-@pytest.mark.parametrize("size", [1, 100_003, 33 * MIB + 1])
+@pytest.mark.parametrize("size", [1, 100_003, BEYOND])
 def test_what_is_pushed_is_there_for_a_local_get(ab, size):
     """WRITE: nothing of the payload moves when it is asked for."""
     a, b = ab
@@ -104,7 +105,9 @@ def test_idle_costs_nothing(ab):
         before = a.cpu_ms(), b.cpu_ms()
         a.g.sh("sleep 1")
         used.append(max(a.cpu_ms() - before[0], b.cpu_ms() - before[1]))
+        if used[-1] < 100:
+            break
     # Timers of sessions and libzmq's. An emulated processor that waits for a
-    # busy one of the host counts the wait as use, so the quietest second
-    # counts; a daemon that polls takes 1000 ms of each.
+    # busy one of the host counts the wait as use, so one quiet second is
+    # enough; a daemon that polls takes 1000 ms of each.
     assert min(used) < 100, used
