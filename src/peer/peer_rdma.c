@@ -8,7 +8,8 @@
  * with a pause that doubles from one second to one minute, so that a port that
  * comes back is used again by itself; a daemon that was restarted begins anew.
  * Where rdma is the only protocol there is no pause: requests have their
- * own. */
+ * own. A link that went down along with what that daemon could touch here,
+ * which we took back, is no failure: it is made anew at once. */
 #include "peer/peers_private.h"
 
 #include "base/log.h"
@@ -77,20 +78,6 @@ static void failed(struct kvf_peer *p, const struct kvf_why *why)
     kvf_peer_await_tell(p, false);
 }
 
-static void on_down(struct kvf_link *link, const struct kvf_why *why)
-{
-    failed(peer_of(link), why);
-    kvf_link_close(link);
-}
-
-void kvf_peer_rdma_init(struct kvf_peer *p)
-{
-    p->rdma.owner = p;
-    p->rdma.on_up = on_up;
-    p->rdma.on_down = on_down;
-    kvf_peer_await_init(p);
-}
-
 static int open_link(struct kvf_peer *p, struct kvf_why *why)
 {
     struct kvf_link_addr addr = {.port = p->port, .who = p->incarnation};
@@ -107,6 +94,30 @@ static int open_link(struct kvf_peer *p, struct kvf_why *why)
         failed(p, &local);
     }
     return rc;
+}
+
+static void on_down(struct kvf_link *link, const struct kvf_why *why)
+{
+    struct kvf_peer *p = peer_of(link);
+    struct kvf_why again;
+
+    if (!link->own_will) {
+        failed(p, why);
+        kvf_link_close(link);
+        return;
+    }
+    no_longer_up(p);
+    kvf_log(KVF_LOG_INFO, "KVF RDMA", "%s made anew addr=%s: %s", p->name,
+            p->addr, why->text);
+    open_link(p, &again); /* those who wait for it go on waiting */
+}
+
+void kvf_peer_rdma_init(struct kvf_peer *p)
+{
+    p->rdma.owner = p;
+    p->rdma.on_up = on_up;
+    p->rdma.on_down = on_down;
+    kvf_peer_await_init(p);
 }
 
 /* Is rdma what gets from there will use first? */

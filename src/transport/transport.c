@@ -58,6 +58,7 @@ int kvf_link_open(struct kvf_transport *t, struct kvf_link *link,
 
     link->transport = t;
     link->state = KVF_LINK_CONNECTING;
+    link->own_will = false;
     link->inflight = 0;
     link->impl = NULL;
     kvf_list_init(&link->waiting);

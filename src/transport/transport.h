@@ -154,6 +154,9 @@ struct kvf_link {
     void (*on_up)(struct kvf_link *link);
     void (*on_down)(struct kvf_link *link, const struct kvf_why *why);
     void (*on_room)(struct kvf_link *link);
+    /* Before on_down: not a failure of the other side's. We ended it
+     * ourselves, along with what that side could touch here. */
+    bool own_will;
     unsigned inflight;       /* ops posted, not completed */
     struct kvf_list waiting; /* struct kvf_room_wait, in order of arrival */
     void *impl;              /* the transport's */

@@ -140,6 +140,7 @@ static void on_down(struct kvf_link *link, const struct kvf_why *why)
     struct pair_node *n = link->owner;
 
     n->downs++;
+    n->own_will += link->own_will;
     n->down_why = *why;
     kvf_link_close(link);
     n->open = false;

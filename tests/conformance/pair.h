@@ -33,6 +33,7 @@ struct pair_node {
     struct kvf_link link;
     bool open, again; /* opened; opened again whenever it is down */
     unsigned ups, downs, expelled, refused, told_closed;
+    unsigned own_will; /* of the downs */
     struct kvf_why down_why;
     /* what it gets from the other */
     struct kvf_remote remote;

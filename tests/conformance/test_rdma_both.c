@@ -238,6 +238,8 @@ static void test_expel_both_under_way(void **state)
         pair_until(&p, &p.n[i].expelled);
         resumed(&p);
         assert_int_equal(p.n[0].downs + p.n[1].downs, 2);
+        assert_int_equal(p.n[i].own_will, 1);
+        assert_int_equal(p.n[1 - i].own_will, 0);
         pair_close(&p);
     }
 }
@@ -268,6 +270,7 @@ static void test_qp_fatal(void **state)
     under_way(&p, true);
     assert_int_equal(fake_qp_event(IBV_EVENT_QP_FATAL, true), 2);
     resumed(&p);
+    assert_int_equal(p.n[0].own_will + p.n[1].own_will, 0);
     pair_close(&p);
 }
 
@@ -440,6 +443,7 @@ static void test_writer_takes_it_along(void **state)
     kvf_link_close(&p.n[1].link);
     p.n[1].open = false;
     pair_until(&p, &p.n[0].downs);
+    assert_int_equal(p.n[0].own_will, 1);
     pair_link(&p.n[1]);
     pair_settle(&p);
     pair_assert_qps(&p, 1);

@@ -110,6 +110,17 @@ static uint64_t fails(struct world *w)
     return w->peer.rdma_again_ns - w->now;
 }
 
+/* Goes down along with what its daemon could touch here. */
+static void taken_along(struct world *w)
+{
+    struct kvf_why why;
+
+    kvf_fail(&why, KVF_TRANSPORT, "taken back");
+    w->peer.rdma.state = KVF_LINK_DOWN;
+    w->peer.rdma.own_will = true;
+    w->peer.rdma.on_down(&w->peer.rdma, &why);
+}
+
 /* Four failures at once: pauses of up to 1, 2, 4, 8 s. */
 static void fails_often(struct world *w)
 {
@@ -203,6 +214,46 @@ static void a_restarted_daemon_begins_anew(void **state)
     }
 }
 
+struct waiter {
+    struct kvf_link_wait wait;
+    unsigned told, up;
+};
+
+static void on_news(struct kvf_link_wait *wait, bool up)
+{
+    struct waiter *x = kvf_container_of(wait, struct waiter, wait);
+
+    x->told++;
+    x->up += up;
+}
+
+/* Our own doing says nothing about the owner: no pause, and who waits for the
+ * link goes on waiting. */
+static void what_we_took_down_is_made_anew_at_once(void **state)
+{
+    struct world *w = *state;
+    struct waiter x = {.wait.fn = on_news};
+    struct kvf_why why;
+
+    kvf_list_init(&x.wait.node);
+    kvf_peer_rdma_start(&w->peer, true);
+    for (unsigned i = 1; i <= 8; i++) {
+        assert_int_equal(opened, i);
+        assert_ptr_equal(kvf_peer_rdma_link(&w->peer, &why), &w->peer.rdma);
+        assert_int_equal(w->peer.rdma.state, KVF_LINK_CONNECTING);
+        if (i == 5) /* also before it is up */
+            assert_true(kvf_peer_await_rdma(&w->peer, &x.wait));
+        else
+            comes_up(w);
+        kvf_sched_turn(&w->sched);
+        assert_int_equal(x.told, i > 5);
+        taken_along(w);
+    }
+    assert_int_equal(x.up, 1);
+    /* What comes after it is a failure like any first one. */
+    assert_in_range(fails(w), S / 2, S);
+}
+
 static void tell_key(struct world *w, uint32_t rkey)
 {
     struct kvf_rdma_keys *k = calloc(1, sizeof *k + sizeof k->key[0]);
@@ -264,6 +315,8 @@ int main(void)
                                         teardown),
         cmocka_unit_test_setup_teardown(a_restarted_daemon_begins_anew, setup,
                                         teardown),
+        cmocka_unit_test_setup_teardown(what_we_took_down_is_made_anew_at_once,
+                                        setup, teardown),
         cmocka_unit_test_setup_teardown(new_keys_take_the_place_of_old_ones,
                                         setup, teardown),
         cmocka_unit_test_setup_teardown(keys_are_told_again, setup, teardown),

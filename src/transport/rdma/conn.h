@@ -20,6 +20,7 @@ struct kvf_rdma_conn {
     bool joined;                  /* RTS: path is the way to the other end */
     bool served;                  /* a guest was told of it */
     bool refused;                 /* a link of ours could not share it */
+    bool own_will;                /* goes down only because we want that */
     bool down;                    /* in ERR, or to be: waits for its end */
     bool in_err, linger;          /* then */
     struct kvf_rdma_link *link;   /* NULL: nobody posts */
@@ -246,8 +247,9 @@ void kvf_rdma_guests_wake(struct kvf_rdma *r);
 /* Its connection goes down, or is destroyed. */
 void kvf_rdma_guest_lost(struct kvf_rdma_guest *g, const struct kvf_why *why);
 void kvf_rdma_guest_gone(struct kvf_rdma_guest *g);
-/* Stops it and sees to its end. True: there was no QP. */
-bool kvf_rdma_guest_end(struct kvf_rdma_guest *g);
+/* Stops it and sees to its end. why: of a failure; NULL: we take back what it
+ * may do. True: there was no QP. */
+bool kvf_rdma_guest_end(struct kvf_rdma_guest *g, const struct kvf_why *why);
 /* Ends it but for its connection, if a link of ours goes on with that: nothing
  * may be touched through it any more, by the getter's own word. */
 void kvf_rdma_guest_leave(struct kvf_rdma_guest *g);

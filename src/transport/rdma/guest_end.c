@@ -93,10 +93,10 @@ void kvf_rdma_guest_gone(struct kvf_rdma_guest *g)
         r->hooks->expelled(r->hooks_arg, session);
 }
 
-bool kvf_rdma_guest_end(struct kvf_rdma_guest *g)
+bool kvf_rdma_guest_end(struct kvf_rdma_guest *g, const struct kvf_why *why)
 {
     struct kvf_rdma *r = g->r;
-    struct kvf_why why;
+    struct kvf_why taken;
     bool none = g->c == NULL;
 
     if (g->ending)
@@ -107,9 +107,11 @@ bool kvf_rdma_guest_end(struct kvf_rdma_guest *g)
     if (none) {
         guest_free(g);
     } else {
-        kvf_fail(&why, KVF_TRANSPORT,
+        kvf_fail(&taken, KVF_TRANSPORT,
                  "rdma: what the other side may read here was taken back");
-        kvf_rdma_conn_down(g->c, &why);
+        if (!g->c->down)
+            g->c->own_will = why == NULL;
+        kvf_rdma_conn_down(g->c, why != NULL ? why : &taken);
     }
     kvf_rdma_links_wake(r);
     return none;
@@ -126,7 +128,7 @@ void kvf_rdma_guest_leave(struct kvf_rdma_guest *g)
     if (c == NULL || c->link == NULL || c->down || !c->joined ||
         writer_at(g->r, g->session) < g->r->n_writers ||
         (g->allowed && kvf_rdma_qp_access(g->r, &c->qp, 0) != 0)) {
-        (void)kvf_rdma_guest_end(g);
+        (void)kvf_rdma_guest_end(g, NULL);
         return;
     }
     c->guest = NULL;
@@ -149,7 +151,7 @@ void kvf_rdma_guest_fail(struct kvf_rdma_guest *g, const struct kvf_why *why)
     uint64_t id = g->ask.id;
     bool accepted = g->accepted;
 
-    (void)kvf_rdma_guest_end(g);
+    (void)kvf_rdma_guest_end(g, why);
     tell(r, session, id, accepted, why);
 }
 
@@ -184,7 +186,7 @@ bool kvf_rdma_expel(struct kvf_transport *t, void *session)
     kvf_list_for_each_safe (n, &r->guests) {
         struct kvf_rdma_guest *g = kvf_rdma_guest_of(n);
 
-        if (g->session == session && !kvf_rdma_guest_end(g))
+        if (g->session == session && !kvf_rdma_guest_end(g, NULL))
             g->expelled = true;
     }
     return !expelling(r, session);

@@ -142,6 +142,7 @@ static void begin_end(struct kvf_rdma_link *l, const struct kvf_why *why)
         r->hooks->disconnect(r->hooks_arg, l->link, l->id, l->why.text);
     l->state = KVF_RDMA_DYING;
     if (l->link != NULL) {
+        l->link->own_will = l->c != NULL && l->c->own_will;
         kvf_task_post(r->t.sched, &l->event);
         kvf_task_post(r->t.sched, &l->room);
     }
