@@ -287,69 +287,6 @@ static void test_completion_error(void **state)
     pair_close(&p);
 }
 
-/* Anything at any time; what comes out of it is one connection. */
-static void step_at_random(struct pair *p, struct kvf_rng *rng)
-{
-    struct pair_node *n = &p->n[kvf_rng_below(rng, 2)];
-
-    switch (kvf_rng_below(rng, 24)) {
-    case 0:
-        pair_link(n);
-        break;
-    case 1:
-        (void)kvf_rdma_expel(n->t, n);
-        break;
-    case 2:
-        fake_qp_event(IBV_EVENT_QP_FATAL, kvf_rng_below(rng, 2) != 0);
-        break;
-    case 3:
-        fake.fail_at[FAKE_modify_qp] = 1 + (unsigned)kvf_rng_below(rng, 9);
-        fake.fail_errno = EINVAL;
-        break;
-    case 4:
-    case 5:
-        if (n->calls > 0) {
-            kvf_xfer_reset(&n->x);
-            pair_pull(n);
-        }
-        break;
-    case 6:
-        (void)kvf_rdma_allow_write(n->t, n, kvf_rng_below(rng, 2) != 0);
-        break;
-    default:
-        if (kvf_rng_below(rng, 2) != 0)
-            (void)pair_deliver(p, (unsigned)kvf_rng_below(rng, PAIR_QUEUES));
-        else
-            pair_turns(p, (unsigned)kvf_rng_below(rng, 4));
-        break;
-    }
-}
-
-static void test_at_random(void **state)
-{
-    (void)state;
-    for (unsigned seed = 1; seed <= 20; seed++) {
-        struct kvf_rng rng;
-        struct pair p;
-
-        kvf_rng_seed(&rng, seed);
-        pair_open(&p, MIB, 3000, false);
-        fake.late = seed % 4;
-        p.n[0].calls = p.n[1].calls = 1;
-        for (unsigned i = 0; i < 250; i++)
-            step_at_random(&p, &rng);
-        fake.fail_at[FAKE_modify_qp] = 0;
-        for (unsigned i = 0; i < 2; i++) {
-            pair_until(&p, &p.n[i].calls);
-            if (!p.n[i].open)
-                pair_link(&p.n[i]);
-        }
-        pair_settle_one(&p, seed % 4 == 0);
-        pair_both_ways(&p);
-        pair_close(&p);
-    }
-}
-
 /* ---- one end does without ----------------------------------------------- */
 
 /* A link that is closed with nothing under way leaves the connection to the
@@ -506,7 +443,6 @@ int main(void)
         cmocka_unit_test(test_expel_without_flush),
         cmocka_unit_test(test_qp_fatal),
         cmocka_unit_test(test_completion_error),
-        cmocka_unit_test(test_at_random),
         cmocka_unit_test(test_close_leaves_it),
         cmocka_unit_test(test_access_is_asked_for),
         cmocka_unit_test(test_writer_takes_it_along),
