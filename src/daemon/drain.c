@@ -18,7 +18,8 @@ static struct kvf_drain_left count_left(struct kvf_server *s)
     kvf_store_gauges(s->store, &g);
     kvf_store_gauges(kvf_blocks_store(s->blocks), &b);
     kvf_peers_gauges(s->peers, &x);
-    return (struct kvf_drain_left){.claims = g.claims + b.claims + x.rooms,
+    return (struct kvf_drain_left){.claims = g.claims + b.claims + x.rooms +
+                                             kvf_views_elsewhere(s->gets),
                                    .gets = s->n_pending,
                                    .keys = g.live + b.live};
 }
@@ -47,15 +48,31 @@ static void cancel_everything(struct kvf_server *s)
     kvf_gets_cancel_all(s->gets, KVF_SHUTTING_DOWN, text);
 }
 
+/* Gets that wait for a put wait in vain, once no push can bring one either. */
+static void refuse_waiters(struct kvf_server *s)
+{
+    struct kvf_peers_gauges x;
+
+    kvf_peers_gauges(s->peers, &x);
+    if (x.rooms > 0)
+        return;
+    s->drain.closed = true;
+    kvf_store_close(s->store);
+    kvf_store_close(kvf_blocks_store(s->blocks));
+}
+
 static void look(struct kvf_timer *t)
 {
     struct kvf_drain *d = kvf_container_of(t, struct kvf_drain, timer);
     struct kvf_server *s = kvf_container_of(d, struct kvf_server, drain);
     static const struct kvf_drain_left nothing;
     struct kvf_drain_left left = count_left(s);
+
     uint64_t now = s->sched->now_ns;
     bool quiet = left.gets == 0 && kvf_zsock_queued(s->engine) == 0;
 
+    if (!d->closed)
+        refuse_waiters(s);
     if (d->cutting) {
         if (quiet || now >= d->deadline_ns)
             finish(s, &d->cut_left);

@@ -33,6 +33,7 @@ struct kvf_drain_left { /* what is still under way */
 
 struct kvf_drain {
     bool active, cutting;
+    bool closed; /* who waited for a put has been told that none comes */
     uint64_t since_ns, deadline_ns;
     struct kvf_drain_left cut_left; /* when the deadline came */
     struct kvf_timer timer;

@@ -164,8 +164,12 @@ static void give_back(struct kvf_session *ss)
         if (b->state == KVF_BUF_FILLING || b->state == KVF_BUF_HELD)
             kvf_buffer_retire(b);
     }
+    /* Who had no part in the end of its session may look at its views still. */
     while ((n = kvf_list_first(&ss->views)) != NULL)
-        kvf_view_release(kvf_container_of(n, struct kvf_view, owner_node));
+        if (ss->server->leaving)
+            kvf_list_unlink(n);
+        else
+            kvf_view_release(kvf_container_of(n, struct kvf_view, owner_node));
     kvf_layouts_end(&ss->layouts);
     while ((n = kvf_list_first(&ss->regions)) != NULL)
         kvf_region_retire(kvf_container_of(n, struct kvf_region, owner_node));

@@ -157,6 +157,13 @@ void kvf_grant_abort(struct kvf_grant *g)
     grant_end(g, false);
 }
 
+void kvf_grant_forget(struct kvf_grant *g)
+{
+    if (g->local != NULL)
+        kvf_claim_abort(g->local);
+    kvf_grant_drop(g);
+}
+
 void kvf_grant_give_back(struct kvf_grant *g)
 {
     g->lost = true;

@@ -18,7 +18,10 @@ void kvf_guest_say_no(struct kvf_guest *g, uint64_t ask, enum kvf_status status,
 
     kvf_peers_head(g->ps, &m, KVF_PEER_DENY, &g->incarnation);
     m.u.deny.ask = ask;
-    m.u.deny.status = status;
+    /* To the getter this is an owner that goes: SHUTTING_DOWN would be said of
+     * its own daemon. */
+    m.u.deny.status =
+        status == KVF_SHUTTING_DOWN ? KVF_PEER_UNREACHABLE : status;
     snprintf(m.u.deny.text, sizeof m.u.deny.text, "%.199s", text);
     kvf_guest_answer(g, &m, NULL, 0);
 }

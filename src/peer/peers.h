@@ -307,6 +307,9 @@ struct kvf_grant {
  * has another incarnation. g is gone. */
 void kvf_grant_done(struct kvf_grant *g);
 void kvf_grant_abort(struct kvf_grant *g);
+/* This daemon ends: tells a remote owner nothing, which then watches who else
+ * may touch the bytes. g is gone. */
+void kvf_grant_forget(struct kvf_grant *g);
 /* Gives the claim back now and keeps g, as `lost`, to compare the next one
  * with; kvf_grant_abort frees it. Nothing may be moving by it. */
 void kvf_grant_give_back(struct kvf_grant *g);

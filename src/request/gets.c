@@ -35,7 +35,7 @@ void kvf_gets_destroy(struct kvf_gets *gs)
     if (gs == NULL)
         return;
     HASH_ITER (hh, gs->views, v, next)
-        kvf_view_abort(v);
+        kvf_view_leave(v);
     kvf_link_close(&gs->local_link);
     free(gs);
 }

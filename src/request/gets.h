@@ -127,6 +127,12 @@ void kvf_view_release(struct kvf_view *v);
 /* The engine never saw it, or died before releasing: the reader is given back
  * (abort). v is gone. */
 void kvf_view_abort(struct kvf_view *v);
+/* This daemon ends and the engine lives on, with the bytes before its eyes:
+ * the owner keeps them until that process ends or says `unmapped`. v is gone.
+ */
+void kvf_view_leave(struct kvf_view *v);
+/* Views of memory of other owners. */
+unsigned kvf_views_elsewhere(const struct kvf_gets *gs);
 
 struct kvf_gets_gauges {
     unsigned running, waiting, pulling, draining, queued, views;

@@ -50,6 +50,25 @@ static void view_end(struct kvf_view *v, bool done)
     free(v);
 }
 
+/* The daemon goes, the engine may look on: the owner is told nothing and waits
+ * for that process, as it does when a daemon is killed. */
+void kvf_view_leave(struct kvf_view *v)
+{
+    HASH_DEL(v->gets->views, v);
+    kvf_list_unlink(&v->owner_node);
+    kvf_grant_forget(v->grant);
+    free(v);
+}
+
+unsigned kvf_views_elsewhere(const struct kvf_gets *gs)
+{
+    unsigned n = 0;
+
+    for (const struct kvf_view *v = gs->views; v != NULL; v = v->hh.next)
+        n += v->grant->local == NULL;
+    return n;
+}
+
 void kvf_view_release(struct kvf_view *v)
 {
     view_end(v, true);

@@ -234,11 +234,39 @@ static int ask_live(struct kvf_gen *g, const struct kvf_waiter *w, bool wait,
     return 0;
 }
 
+static const char closed_text[] =
+    "the owner is draining and takes no puts: the key cannot come any more";
+
+/* No generation that is there can serve it, whatever becomes of its readers. */
+static bool only_a_put_serves(const struct kvf_key *key,
+                              const struct kvf_waiter *w)
+{
+    return key == NULL || key->live == NULL ||
+           (w->has_generation && w->generation > key->live->generation);
+}
+
+void kvf_store_close(struct kvf_store *st)
+{
+    struct kvf_verdict *v = verdict_new(closed_text);
+    struct kvf_key *key, *next;
+
+    st->closed = true;
+    HASH_ITER (hh, st->keys, key, next) {
+        kvf_list_for_each_safe (n, &key->waiters) {
+            struct kvf_waiter *w = waiter_of(n);
+
+            if (only_a_put_serves(key, w))
+                resolve(w, NULL, KVF_SHUTTING_DOWN, v);
+        }
+    }
+    verdict_drop(v);
+}
+
 int kvf_store_ask(struct kvf_store *st, const char *key, size_t len,
                   struct kvf_waiter *w, bool wait, struct kvf_claim **claim,
                   struct kvf_why *why)
 {
-    const struct kvf_key *k;
+    struct kvf_key *k;
     bool bound = w != NULL && w->has_generation;
     int rc;
 
@@ -256,6 +284,8 @@ int kvf_store_ask(struct kvf_store *st, const char *key, size_t len,
     }
     if (!wait || w == NULL)
         return kvf_fail(why, KVF_NOT_FOUND, "no such key at its owner");
+    if (st->closed && only_a_put_serves(k, w))
+        return kvf_fail(why, KVF_SHUTTING_DOWN, "%s", closed_text);
     return park(st, key, len, w, why);
 }
 

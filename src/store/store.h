@@ -215,6 +215,7 @@ struct kvf_waiter {
  *   -KVF_CONSUMED, -KVF_EXPIRED, -KVF_FAILED  from a tombstone
  *   -KVF_NOT_FOUND    not wait: not there (or only an older generation)
  *   -KVF_BUSY         not wait: all readers are claimed; or a bound is reached
+ *   -KVF_SHUTTING_DOWN  wait, closed: only a put could serve it
  */
 int kvf_store_ask(struct kvf_store *st, const char *key, size_t len,
                   struct kvf_waiter *w, bool wait, struct kvf_claim **claim,
@@ -223,6 +224,10 @@ int kvf_store_ask(struct kvf_store *st, const char *key, size_t len,
  * set free goes out before the put's own reply. Not from inside a callback of
  * the store. */
 void kvf_store_settle(struct kvf_store *st);
+/* No put will come any more (the caller's promise): who waits for one, now or
+ * later, is answered SHUTTING_DOWN. Those who wait for a reader of what is
+ * there wait on, and what is there is served. */
+void kvf_store_close(struct kvf_store *st);
 /* No answer will come. Idempotent. */
 void kvf_store_unask(struct kvf_store *st, struct kvf_waiter *w);
 

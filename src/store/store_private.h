@@ -110,6 +110,7 @@ struct kvf_store {
     struct kvf_store_ops ops;
     void *arg;
     uint64_t next_generation, next_claim, seed;
+    bool closed;              /* no put will come */
     struct kvf_id tokens[16]; /* of claims to come: a call for each shows */
     unsigned n_tokens;
     struct kvf_rng rng;

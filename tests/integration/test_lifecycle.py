@@ -417,6 +417,84 @@ def test_sigterm_lets_a_reader_finish(pair):
     assert pair.src.proc.wait(kvf.WAIT) == 0
 
 
+def test_drain_answers_at_once_who_waits_for_a_put(pair_of):
+    """No put is taken any more, so nothing is left to wait for. Who waits for a
+    reader of what is there waits on."""
+    p = pair_of(conf={"connector": {"drain_ms": 30000}})
+    p.meet()
+    p.a.put("k", kvf.pattern(200000))
+    g = p.b.ok("get", key="k", mode="copy", timeout_ms=60000)
+    p.b.ok("release", buffer=g["buffer"])
+    p.a.put("claimed", kvf.pattern(200000))
+    g = p.b.ok("get", key="claimed", mode="view")
+    own = p.a.send("get", key="never", source=p.a.me, timeout_ms=0)
+    far = p.b.send("get", key="never", timeout_ms=60000)
+    reader = p.b.send("get", key="claimed", mode="copy", timeout_ms=60000)
+    until(lambda: p.src.stats()["keys"]["parked"] == 3, "three wait")
+    p.src.proc.send_signal(signal.SIGTERM)
+    for c, w, status in ((p.a, own, "SHUTTING_DOWN"),
+                         (p.b, far, "PEER_UNREACHABLE")):
+        r = c.recv(w)
+        assert r.status == status and "draining" in r["message"], dict(r)
+    p.b.want("PEER_UNREACHABLE", "get", key="later", timeout_ms=60000)
+    p.b.want("NOT_FOUND", "get", key="later", wait=False)
+    p.b.ok("release", buffer=g["buffer"])
+    assert p.b.recv(reader).status == "CONSUMED"
+    assert p.src.proc.wait(kvf.WAIT) == 0
+
+
+def test_draining_getter_still_gets_what_comes(pair_of):
+    """Its own gets wait at an owner that does take puts."""
+    p = pair_of(conf={"connector": {"drain_ms": 30000}})
+    p.meet()
+    w = p.b.send("get", key="k", mode="inline", timeout_ms=60000)
+    until(lambda: p.src.stats()["keys"]["parked"] == 1, "it waits")
+    p.b.ok("drain")
+    p.b.want("SHUTTING_DOWN", "get", key="k")
+    p.a.put("k", b"late")
+    assert p.b.recv(w).payload == b"late"
+    assert p.dst.proc.wait(kvf.WAIT) == 0
+
+
+def test_sigterm_lets_an_engine_look_at_its_view(pair_of):
+    """Also at one of another daemon's memory."""
+    p = pair_of(conf={"connector": {"drain_ms": 30000}})
+    p.meet()
+    p.a.put("k", kvf.pattern(MIB))
+    g = p.b.ok("get", key="k", mode="view")
+    assert p.b.bytes_of(g) == kvf.pattern(MIB)
+    p.dst.proc.send_signal(signal.SIGTERM)
+    p.dst.wait_log("DRAIN. begun")
+    p.b.quiet()
+    assert p.dst.alive()
+    p.b.ok("release", buffer=g["buffer"])
+    assert p.dst.proc.wait(kvf.WAIT) == 0
+    p.src.assert_all_free()
+
+
+def test_view_outlives_the_daemon_that_drains(pair_of):
+    """Its engine reads on, so the owner keeps the bytes until that process has
+    unmapped them or ended."""
+    p = pair_of(conf={"connector": {"drain_ms": 100}})
+    p.meet()
+    p.a.put("k", kvf.pattern(MIB), ttl_ms=60000)
+    p.b.ok("get", key="k", mode="view")
+    old = p.dst.incarnation
+    assert p.dst.terminate() == 0
+    p.src.wait_log(r"KVF PEER\] \S+ down \(getter\)")
+    p.a.ok("ping")
+    pool = p.src.pool()
+    assert pool["claimed"] >= MIB, pool
+    p.a.ok("fail", key="k")
+    assert p.src.pool()["draining"] >= MIB
+    p.dst.restart()
+    p.dst.knows(p.src)
+    b = p.dst.client()
+    b.request("get", key="no", mode="inline", timeout_ms=300)  # meet
+    b.hello(unmapped=old)
+    p.src.assert_all_free()
+
+
 def test_sigterm_of_an_idle_daemon_is_quick(make):
     d = make(conf={"connector": {"drain_ms": 30000}})
     assert d.terminate(5) == 0

@@ -121,14 +121,16 @@ def test_an_owner_that_goes_in_order_says_so(pair_of):
     """Nobody has to wait for its silence; libzmq drops what was not read yet
     when a connection ends, so it must not end behind the word."""
     p = pair_of(conf={"connector": {"peer_timeout_ms": 120000}})
-    for _ in range(12):
+    for i in range(12):
         p.meet()
         w = p.b.send("get", key="parked")
         until(lambda: p.src.stats()["peers"]["guest_asks"] == 1, "it parks")
         assert p.src.terminate() == 0
         r = p.b.recv(w)
         assert r.status == "PEER_UNREACHABLE"
-        assert "went away: shutting down" in r["message"]
+        assert "draining" in r["message"]
+        until(lambda: p.dst.log().count("went away: shutting down") > i,
+              "its last word")
         p.src.restart()
         p.dst.knows(p.src)
         p.a = p.src.engine()

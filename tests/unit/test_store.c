@@ -462,6 +462,37 @@ static void many_waiters(void **state)
     free(a);
 }
 
+/* A drain: who waits for a put is told, who waits for a reader waits on. */
+static void closed_for_puts(void **state)
+{
+    struct fx *f = *state;
+    struct asker none, reader, newer, late;
+    struct kvf_claim *c;
+    struct kvf_why why;
+
+    fx_put(f, "k", 1, 1000);
+    c = claim(f, "k");
+    assert_int_equal(ask(f, "none", &none, 0, true, &why), KVF_STORE_PARKED);
+    assert_int_equal(ask(f, "k", &reader, 0, true, &why), KVF_STORE_PARKED);
+    assert_int_equal(ask(f, "k", &newer, 101, true, &why), KVF_STORE_PARKED);
+    kvf_store_close(f->st);
+    assert_int_equal(none.answers, 0); /* not from inside */
+    fx_settle(f);
+    assert_int_equal(none.status, KVF_SHUTTING_DOWN);
+    assert_int_equal(newer.status, KVF_SHUTTING_DOWN);
+    assert_int_equal(reader.answers, 0);
+    assert_int_equal(ask(f, "none", &late, 0, true, &why), -KVF_SHUTTING_DOWN);
+    assert_int_equal(ask(f, "none", &late, 0, false, &why), -KVF_NOT_FOUND);
+    kvf_claim_abort(c);
+    fx_settle(f);
+    assert_non_null(reader.claim);
+    kvf_claim_done(reader.claim);
+    assert_int_equal(ask(f, "k", &late, 0, true, &why), -KVF_CONSUMED);
+    assert_int_equal(ask(f, "k", &late, 101, true, &why), -KVF_SHUTTING_DOWN);
+    fx_settle(f);
+    fx_all_free(f);
+}
+
 int main(void)
 {
 #define T(fn) cmocka_unit_test_setup_teardown(fn, setup, teardown)
@@ -476,6 +507,7 @@ int main(void)
         T(segments_and_regions),
         T(bounds),
         T(many_waiters),
+        T(closed_for_puts),
     };
 
     return cmocka_run_group_tests_name("store", tests, NULL, NULL);
