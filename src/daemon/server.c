@@ -73,11 +73,15 @@ static int build_loop(struct kvf_server *s, struct kvf_why *why)
     return rc < 0 ? rc : kvf_asks_create(s, why);
 }
 
-/* Generations never repeat across starts: 2^20 of them a second would have to
- * be used up to reach those of a later start. */
+/* Generations never repeat across starts, also of one second: 2^20 of them a
+ * second would have to be used up to reach those of a later start. */
 static uint64_t first_generation(void)
 {
-    return (uint64_t)(time(NULL) - GENERATION_EPOCH) << 20;
+    struct timespec t;
+
+    clock_gettime(CLOCK_REALTIME, &t);
+    return ((uint64_t)(t.tv_sec - GENERATION_EPOCH) << 20) +
+           ((uint64_t)t.tv_nsec << 20) / KVF_NS_PER_S;
 }
 
 /* Gets of our own keys read the pool as they read any other memory; writes into

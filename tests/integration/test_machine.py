@@ -153,6 +153,19 @@ def test_generations_grow_though_the_clock_went_back(make, tmp_path):
     e.want("INVALID", "free", buffer=buf)
 
 
+def test_generations_grow_over_quick_restarts(daemon):
+    """A supervisor starts it anew within the same second."""
+    last = 0
+    for _ in range(4):
+        e = daemon.engine()
+        for _ in range(3):
+            g = e.put("k", b"x", readers=0)["generation"]
+            assert g > last
+            last = g
+        daemon.kill()
+        daemon.restart()
+
+
 # -- stopped and continued ------------------------------------------------
 def test_stopped_daemon_does_not_end_its_sessions(make):
     """Its engines spoke all the time; it could not listen."""
