@@ -108,6 +108,16 @@ static void on_daemon_gone(void *arg)
     kvf_guest_settle(g);
 }
 
+/* By worker, so that one who comes and goes without end fills no log, and
+ * others' lines are there all the same. A guest lives no longer than that. */
+static struct kvf_guest_limits *limits_of(const struct kvf_guest *g)
+{
+    const struct kvf_worker *w = &g->worker;
+
+    return &g->ps->guest_limits[(w->stage * 31 + w->rank * 7 + w->replica) %
+                                KVF_GUEST_LIMITS];
+}
+
 static void expel(struct kvf_guest *g)
 {
     if (g->admitted && g->ps->env.expel != NULL)
@@ -125,8 +135,9 @@ void kvf_guest_down(struct kvf_guest *g, const char *reason)
     g->n_ended = 0;
     unbind_rid(g);
     ps->env.stats->peer_down++;
-    kvf_log(ps->leaving ? KVF_LOG_INFO : KVF_LOG_WARN, "KVF PEER",
-            "%s down (getter): %s", g->name, reason);
+    kvf_log_limited(&limits_of(g)->down, ps->env.sched->now_ns,
+                    ps->leaving ? KVF_LOG_INFO : KVF_LOG_WARN, "KVF PEER",
+                    "%s down (getter): %s", g->name, reason);
     kvf_guest_drop_asks(g);
     kvf_told_clear(&g->told);
     kvf_told_clear(&g->told_keys);
@@ -389,8 +400,9 @@ void kvf_guest_hello(struct kvf_peers *ps, const void *rid, size_t rid_len,
     try_shm(g, m);
     if (fresh) {
         ps->env.stats->peer_up++;
-        kvf_log(KVF_LOG_INFO, "KVF PEER", "%s up (getter) shm=%s: %s", g->name,
-                g->shm_ok ? "yes" : "no", g->shm_why);
+        kvf_log_limited(&limits_of(g)->up, ps->env.sched->now_ns, KVF_LOG_INFO,
+                        "KVF PEER", "%s up (getter) shm=%s: %s", g->name,
+                        g->shm_ok ? "yes" : "no", g->shm_why);
     }
     kvf_timer_set(ps->env.sched, &g->tick,
                   g->last_rx_ns + kvf_peers_silence_ns(ps));

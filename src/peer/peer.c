@@ -104,8 +104,9 @@ static void go_down(struct kvf_peer *p, enum kvf_peer_state next)
     kvf_peer_forget_layouts(p);
     if (was_up) {
         ps->env.stats->peer_down++;
-        kvf_log(KVF_LOG_WARN, "KVF PEER", "%s down addr=%s: %s", p->name,
-                p->addr, p->why.text);
+        kvf_log_limited(&p->log_down, ps->env.sched->now_ns, KVF_LOG_WARN,
+                        "KVF PEER", "%s down addr=%s: %s", p->name, p->addr,
+                        p->why.text);
     }
     kvf_peer_close_tcp(p);
     kvf_peer_rdma_stop(p);
@@ -175,8 +176,9 @@ static void renewed(struct kvf_peer *p, const struct kvf_peer_msg *m)
 {
     p->renewing = false;
     p->doubt_from = UINT64_MAX;
-    kvf_log(KVF_LOG_INFO, "KVF PEER", "%s reconnect addr=%s: session renewed",
-            p->name, p->addr);
+    kvf_log_limited(&p->log_renewed, p->ps->env.sched->now_ns, KVF_LOG_INFO,
+                    "KVF PEER", "%s reconnect addr=%s: session renewed",
+                    p->name, p->addr);
     kvf_peer_take_terms(p, m);
     kvf_peer_drop_queue(p);
     kvf_peer_forget_layouts(p);
@@ -216,13 +218,14 @@ static void on_welcome(struct kvf_peer *p, struct kvf_peer_msg *m)
     p->doubt_from = UINT64_MAX;
     kvf_peer_rdma_start(p, m->u.welcome.rdma);
     ps->env.stats->peer_up++;
-    kvf_log(KVF_LOG_INFO, "KVF PEER", "%s %s addr=%s transport=%s: %s", p->name,
-            again ? "reconnect" : "up", p->addr,
-            p->shm_ok     ? "shm"
-            : p->has_rdma ? "rdma"
-            : p->has_tcp  ? "tcp"
-                          : "none",
-            p->shm_why);
+    kvf_log_limited(&p->log_up, ps->env.sched->now_ns, KVF_LOG_INFO, "KVF PEER",
+                    "%s %s addr=%s transport=%s: %s", p->name,
+                    again ? "reconnect" : "up", p->addr,
+                    p->shm_ok     ? "shm"
+                    : p->has_rdma ? "rdma"
+                    : p->has_tcp  ? "tcp"
+                                  : "none",
+                    p->shm_why);
     settle_claims(p, m);
     kvf_timer_set(ps->env.sched, &p->tick,
                   ps->env.sched->now_ns + kvf_peer_ping_ns(p));

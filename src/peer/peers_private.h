@@ -57,6 +57,7 @@ struct kvf_peer {
     uint64_t last_rx_ns, last_hello_ns, down_since_ns, ping_seq;
     uint64_t doubt_from; /* asks from here on it may not have heard */
     uint64_t pinged_ask; /* what was next when the last PING went */
+    struct kvf_log_limit log_up, log_renewed, log_down;
     struct kvf_list users;
     struct kvf_ask *asks;             /* by id */
     struct kvf_grant_private *grants; /* by claim id */
@@ -172,6 +173,11 @@ struct kvf_guest {
     UT_hash_handle hh_rid; /* by rid */
 };
 
+#define KVF_GUEST_LIMITS 64
+struct kvf_guest_limits {
+    struct kvf_log_limit up, down;
+};
+
 struct kvf_peers {
     struct kvf_peers_env env;
     struct kvf_place *places;
@@ -195,6 +201,7 @@ struct kvf_peers {
     struct kvf_peer_gone gone[KVF_GONE_MAX];
     unsigned n_gone;
     struct kvf_log_limit log_bad, log_refused;
+    struct kvf_guest_limits guest_limits[KVF_GUEST_LIMITS]; /* by worker */
     bool leaving; /* BYE is said; from getters only theirs is heard */
     bool closing;
 };

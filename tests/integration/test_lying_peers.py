@@ -7,8 +7,9 @@ import zmq
 
 import kvf
 from kvf import MIB, until
-from kvf_peer import (ABORT, BUSY, DENY, DONE, ENDED, GRANT, PING, REVOKED, STALE,
-                      TOKEN, UNMAPPED, ZERO, Getter, Owner, sleeper, start_of)
+from kvf_peer import (ABORT, BUSY, BYE, DENY, DONE, ENDED, GRANT, PING,
+                      REVOKED, STALE, TOKEN, UNMAPPED, ZERO, Getter, Owner,
+                      sleeper, start_of)
 
 
 @pytest.fixture
@@ -328,3 +329,21 @@ def test_many_incarnations_on_one_connection(daemon, getter):
         g.claim("k")
     until(lambda: daemon.pool()["claimed"] <= 100096, "old claims end")
     assert daemon.stats()
+
+
+def test_a_getter_that_comes_and_goes_fills_no_log(daemon, getter):
+    """Its lines are counted instead; those of another worker are there."""
+    g = getter(daemon)
+    for _ in range(200):
+        g.hello()
+        g.send(BYE, text="again")
+        g.incarnation = os.urandom(16)
+    daemon.engine().ok("ping")
+    other = getter(daemon, worker=(2, 0, 0))
+    other.hello()
+    daemon.wait_log(r"KVF PEER\] 2\.0\.0 up \(getter\)")
+    for line in "1.0.0 up (getter)", "1.0.0 down (getter)":
+        assert 1 <= daemon.log().count(line) < 100
+    time.sleep(1.1)  # the limit is per second
+    g.hello()
+    daemon.wait_log(r"KVF PEER\] \d+ lines like the next were left out")
