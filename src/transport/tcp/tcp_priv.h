@@ -138,11 +138,31 @@ void kvf_tcp_op_end(struct kvf_tcp_out *c, struct kvf_transfer_op *op,
                     int status, const struct kvf_why *why);
 /* Closes the connection and fails its ops; with the last one the link. */
 void kvf_tcp_out_fail(struct kvf_tcp_out *c, const struct kvf_why *why);
+/* The peer did something: it is not silent. */
+void kvf_tcp_out_progress(struct kvf_tcp_out *c);
+/* Fails the connection: n is 0 (end of file) or negative (errno). False. */
+bool kvf_tcp_out_io_failed(struct kvf_tcp_out *c, const char *what, ssize_t n);
+/* out_send.c */
 /* Sends what the socket takes. False: the connection has failed. */
 bool kvf_tcp_out_send(struct kvf_tcp_out *c);
 /* What is left to send of tx_op is copied behind the requests in tx: the owner
  * counts on it, and the op's memory is not read any more. False: no memory. */
 bool kvf_tcp_out_copy_rest(struct kvf_tcp_out *c);
+
+/* out_op.c */
+unsigned kvf_tcp_op_pieces(const struct kvf_transfer_op *op);
+struct iovec kvf_tcp_op_piece(const struct kvf_transfer_op *op, unsigned i);
+/* The part of the op's memory that has not moved yet, as far as KVF_TCP_IOV
+ * pieces and max bytes go: pieces in v; *sum says how many bytes. */
+unsigned kvf_tcp_op_rest(const struct kvf_transfer_op *op, struct iovec *v,
+                         uint64_t max, uint64_t *sum);
+/* n more bytes are where they belong. */
+void kvf_tcp_op_moved(struct kvf_transfer_op *op, uint64_t n);
+/* Its pieces are so small that what is received is copied into place. */
+bool kvf_tcp_op_staged(const struct kvf_transfer_op *op);
+/* Copies n received bytes into place. */
+void kvf_tcp_op_place(struct kvf_transfer_op *op, const uint8_t *from,
+                      uint64_t n);
 
 /* Bytes that a turn of one connection may send. amid: not the first ones of
  * what is asked for; n_amid: connections that are. */
