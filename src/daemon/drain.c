@@ -67,7 +67,6 @@ static void look(struct kvf_timer *t)
     struct kvf_server *s = kvf_container_of(d, struct kvf_server, drain);
     static const struct kvf_drain_left nothing;
     struct kvf_drain_left left = count_left(s);
-
     uint64_t now = s->sched->now_ns;
     bool quiet = left.gets == 0 && kvf_zsock_queued(s->engine) == 0;
 

@@ -66,10 +66,12 @@ int kvf_server_build_process(struct kvf_server *s, struct kvf_why *why)
         return kvf_fail(why, KVF_INTERNAL, "no file descriptors: %s",
                         strerror(errno));
     rc = kvf_place_find(s, why);
+    /* First, so that it never holds the lock or the pool: a helper that has not
+     * had the processor yet would keep them beyond a daemon that is killed. */
+    if (rc == 0)
+        rc = kvf_broker_start(&s->broker, &s->broker_pid, why);
     if (rc == 0 && s->engine_ipc)
         rc = kvf_lockfile_take(&s->lock, s->engine_endpoint + 6, why);
-    if (rc == 0) /* first, so that it does not carry the pool around */
-        rc = kvf_broker_start(&s->broker, &s->broker_pid, why);
     if (rc == 0)
         rc = kvf_segment_create(&s->segment, s->conf->memory_pool_size,
                                 &s->incarnation, why);

@@ -14,15 +14,15 @@ TYPES = [None, True, -1, 1.5, "x", b"x", [], {}, [[]], 2 ** 64 - 1]
 # op -> field -> values that are not INVALID as such (the rest of TYPES is)
 FINE = {
     "push": {
-        "key": ["x"], "ttl_ms": [], "readers": [], "meta": [b"x"],
+        "key": ["x"], "ttl_ms": BIG, "readers": BIG, "meta": [b"x"],
         "on_duplicate": [], "checksum": [True], "notify": [True],
-        "timeout_ms": [], "to": [], "target": [], "segments": []},
+        "timeout_ms": BIG, "to": [], "target": [], "segments": []},
     "write": {
         "to": [], "target": [], "window": ["x"], "target_offset": [],
-        "segments": [], "timeout_ms": [], "notify": [b"x"]},
+        "segments": [], "timeout_ms": BIG, "notify": [b"x"]},
     "read": {
         "to": [], "target": [], "window": ["x"], "target_offset": [],
-        "segments": [], "timeout_ms": [], "notify": [b"x"]},
+        "segments": [], "timeout_ms": BIG, "notify": [b"x"]},
     "expose": {"name": ["x"], "size": [], "region": [], "writable": [True]},
     "unexpose": {"window": []},
 }
@@ -100,7 +100,7 @@ def test_bounds(far):
     for v in BIG:
         for op in ("write", "read"):
             b.want("INVALID", op, **{**write, "target_offset": v})
-        b.want("INVALID", "push", **push, timeout_ms=v)
+        b.ok("push", **push, timeout_ms=v, ttl_ms=v, readers=v)
         for op in ("push", "write", "read"):
             for seg in ({"offset": v}, {"length": v}, {"offset": v,
                                                        "length": v}):
