@@ -15,6 +15,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "base/utf8.h"
+
 static const char *const level_names[] = {"error", "warn", "info", "debug",
                                           "trace"};
 /* syslog's numbers, as sd-daemon(3) wants them. */
@@ -160,29 +162,11 @@ static size_t put_time(char *out, size_t cap)
     return n;
 }
 
-/* Length of the valid UTF-8 sequence at p, or 0. */
-static size_t utf8_len(const unsigned char *p, size_t left)
+/* Bytes of the character at p; 0 when there is none, or when it is a C1
+ * control. */
+static size_t char_len(const unsigned char *p, size_t left)
 {
-    size_t n = p[0] < 0x80             ? 1
-               : (p[0] & 0xe0) == 0xc0 ? 2
-               : (p[0] & 0xf0) == 0xe0 ? 3
-               : (p[0] & 0xf8) == 0xf0 ? 4
-                                       : 0;
-
-    if (n == 0 || n > left)
-        return 0;
-    for (size_t i = 1; i < n; i++)
-        if ((p[i] & 0xc0) != 0x80)
-            return 0;
-    if (n == 2 && (p[0] < 0xc2 || (p[0] == 0xc2 && p[1] < 0xa0)))
-        return 0; /* overlong, or a C1 control */
-    if (n == 3 &&
-        ((p[0] == 0xe0 && p[1] < 0xa0) || (p[0] == 0xed && p[1] >= 0xa0)))
-        return 0; /* overlong, or a surrogate */
-    if (n == 4 && ((p[0] == 0xf0 && p[1] < 0x90) ||
-                   (p[0] == 0xf4 && p[1] >= 0x90) || p[0] > 0xf4))
-        return 0;
-    return n;
+    return left > 1 && p[0] == 0xc2 && p[1] < 0xa0 ? 0 : kvf_utf8_len(p, left);
 }
 
 static const char hex[] = "0123456789abcdef";
@@ -193,7 +177,7 @@ static bool put_escaped(char *out, size_t *at, size_t limit, const char *text)
 {
     while (*text != '\0') {
         const unsigned char *p = (const unsigned char *)text;
-        size_t u = utf8_len(p, strnlen(text, 4));
+        size_t u = char_len(p, strnlen(text, 4));
         char esc[4];
         size_t n = u;
 
@@ -312,7 +296,7 @@ const char *kvf_log_key(char *out, size_t cap, const void *key, size_t len)
     if (cap == 0)
         return out;
     for (size_t i = 0; i < len;) {
-        size_t u = utf8_len(p + i, len - i);
+        size_t u = char_len(p + i, len - i);
         bool as_is = u > 1 || (u == 1 && plain(p[i]));
         size_t need = as_is ? u : 4;
 

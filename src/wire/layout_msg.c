@@ -6,6 +6,7 @@
  * layout/layout.h. */
 #include "wire/layout_msg.h"
 
+#include "base/utf8.h"
 #include "layout/own.h"
 #include "layout/pair.h"
 

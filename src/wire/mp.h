@@ -75,10 +75,6 @@ const char *kvf_mp_type_name(const msgpack_object *o);
 bool kvf_mp_same(const uint8_t *a, size_t a_len, const uint8_t *b,
                  size_t b_len);
 
-bool kvf_utf8_valid(const char *s, size_t len);
-/* How many bytes from the start are valid. */
-size_t kvf_utf8_prefix(const char *s, size_t len);
-
 /* ---- writing ------------------------------------------------------------ */
 
 /* Growing output. A failed allocation sets `failed` and later calls do nothing;

@@ -6,6 +6,8 @@
 #include <inttypes.h>
 #include <string.h>
 
+#include "base/utf8.h"
+
 const char *kvf_mp_type_name(const msgpack_object *o)
 {
     switch (o->type) {
@@ -168,60 +170,4 @@ int kvf_mp_array(const msgpack_object *map, const char *key, size_t max,
                         o->via.array.size, max);
     *out = o;
     return 1;
-}
-
-/* Length of the well-formed sequence at s (2 to 4 bytes), 0 when there is none.
- * The bounds of the second byte keep out overlong forms, surrogates and what
- * lies beyond U+10FFFF. */
-static size_t utf8_sequence(const uint8_t *s, size_t n)
-{
-    uint8_t lo = 0x80, hi = 0xbf;
-    size_t len = s[0] >= 0xf0 ? 4 : s[0] >= 0xe0 ? 3 : 2;
-
-    if (s[0] < 0xc2 || s[0] > 0xf4 || len > n)
-        return 0;
-    if (s[0] == 0xe0)
-        lo = 0xa0;
-    else if (s[0] == 0xed)
-        hi = 0x9f;
-    else if (s[0] == 0xf0)
-        lo = 0x90;
-    else if (s[0] == 0xf4)
-        hi = 0x8f;
-    if (s[1] < lo || s[1] > hi)
-        return 0;
-    for (size_t i = 2; i < len; i++)
-        if ((s[i] & 0xc0) != 0x80)
-            return 0;
-    return len;
-}
-
-size_t kvf_utf8_prefix(const char *text, size_t len)
-{
-    const uint8_t *s = (const uint8_t *)text;
-
-    while (len > 0) {
-        size_t step = 1;
-
-        if (len >= 8) {
-            uint64_t eight;
-
-            memcpy(&eight, s, sizeof eight);
-            if ((eight & 0x8080808080808080ull) == 0) {
-                s += 8;
-                len -= 8;
-                continue;
-            }
-        }
-        if (*s >= 0x80 && (step = utf8_sequence(s, len)) == 0)
-            break;
-        s += step;
-        len -= step;
-    }
-    return (size_t)(s - (const uint8_t *)text);
-}
-
-bool kvf_utf8_valid(const char *text, size_t len)
-{
-    return kvf_utf8_prefix(text, len) == len;
 }

@@ -5,6 +5,8 @@
 
 #include <string.h>
 
+#include "base/utf8.h"
+
 #define MAP16_HEAD 3u
 
 static void note(struct kvf_mpw *w, int rc)

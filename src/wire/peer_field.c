@@ -8,6 +8,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/utf8.h"
+
 /* ---- reading ------------------------------------------------------------ */
 
 /* What a reader of wire/mp.h returned for a field that must be there. */

@@ -10,6 +10,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/utf8.h"
+
 #define HEAD_ITEMS 9u
 #define A_FAILURE (KVF_OK + 1) /* the least status that is one */
 

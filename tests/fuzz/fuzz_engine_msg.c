@@ -1,5 +1,6 @@
 /* libFuzzer: any bytes as a request; the first byte says whether a payload
  * frame comes with it. */
+#include "base/utf8.h"
 #include "wire/engine_msg.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);

@@ -1,5 +1,6 @@
 /* MessagePack border: what is read, what is refused before it costs memory, and
  * that the writer's output reads back. */
+#include "base/utf8.h"
 #include "wire/mp.h"
 
 #include <setjmp.h>
