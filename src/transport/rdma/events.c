@@ -65,40 +65,37 @@ static void conn_fatal(struct kvf_rdma *r, struct kvf_rdma_conn *c,
         kvf_rdma_conn_down(c, &why);
 }
 
-static void on_event(struct kvf_rdma *r, enum ibv_event_type type,
-                     struct kvf_rdma_conn *qp, struct kvf_rdma_conn *cq,
-                     int port)
+/* What an event is about, and so what it is told with. */
+enum about { NOTHING, DEVICE, PORT, QP, CQ };
+
+struct kind {
+    enum ibv_event_type type;
+    enum about about;
+    const char *what; /* QP, CQ */
+};
+
+/* The rest (COMM_EST, SQ_DRAINED, PATH_MIG, ...) ask for nothing. */
+static const struct kind kinds[] = {
+    {IBV_EVENT_DEVICE_FATAL, DEVICE, NULL},
+    {IBV_EVENT_PORT_ERR, PORT, NULL},
+    {IBV_EVENT_PORT_ACTIVE, PORT, NULL},
+    {IBV_EVENT_LID_CHANGE, PORT, NULL},
+    {IBV_EVENT_PKEY_CHANGE, PORT, NULL},
+    {IBV_EVENT_GID_CHANGE, PORT, NULL},
+    {IBV_EVENT_QP_FATAL, QP, "the QP failed"},
+    {IBV_EVENT_QP_REQ_ERR, QP, "the QP was asked for something invalid"},
+    {IBV_EVENT_QP_ACCESS_ERR, QP,
+     "the other side reached for memory that is not its"},
+    {IBV_EVENT_PATH_MIG_ERR, QP, "path migration failed"},
+    {IBV_EVENT_CQ_ERR, CQ, "the completion queue failed"},
+};
+
+static struct kind kind_of(enum ibv_event_type type)
 {
-    switch ((unsigned)type) {
-    case IBV_EVENT_DEVICE_FATAL:
-        device_fatal(r);
-        break;
-    case IBV_EVENT_QP_FATAL:
-        conn_fatal(r, qp, "the QP failed");
-        break;
-    case IBV_EVENT_QP_REQ_ERR:
-        conn_fatal(r, qp, "the QP was asked for something invalid");
-        break;
-    case IBV_EVENT_QP_ACCESS_ERR:
-        conn_fatal(r, qp, "the other side reached for memory that is not its");
-        break;
-    case IBV_EVENT_PATH_MIG_ERR:
-        conn_fatal(r, qp, "path migration failed");
-        break;
-    case IBV_EVENT_CQ_ERR:
-        conn_fatal(r, cq, "the completion queue failed");
-        break;
-    case IBV_EVENT_PORT_ERR:
-    case IBV_EVENT_PORT_ACTIVE:
-    case IBV_EVENT_LID_CHANGE:
-    case IBV_EVENT_PKEY_CHANGE:
-    case IBV_EVENT_GID_CHANGE:
-        if (port == r->port)
-            port_event(r, ibv_event_type_str(type));
-        break;
-    default:
-        break; /* COMM_EST, SQ_DRAINED, PATH_MIG, ... ask for nothing */
-    }
+    for (unsigned i = 0; i < sizeof kinds / sizeof kinds[0]; i++)
+        if (kinds[i].type == type)
+            return kinds[i];
+    return (struct kind){.type = type, .about = NOTHING};
 }
 
 static void async_drain(struct kvf_source *src, unsigned ready, unsigned budget)
@@ -108,36 +105,28 @@ static void async_drain(struct kvf_source *src, unsigned ready, unsigned budget)
 
     (void)ready;
     for (unsigned i = 0; i < budget; i++) {
-        struct kvf_rdma_conn *qp = NULL, *cq = NULL;
-        int port = -1;
+        struct kvf_rdma_conn *c = NULL;
+        struct kind k;
+        bool ours;
 
         if (r->v->get_async_event(r->ctx, &ev) != 0)
             return;
         r->t.stats->rdma_events++;
-        switch ((unsigned)ev.event_type) {
-        case IBV_EVENT_QP_FATAL:
-        case IBV_EVENT_QP_REQ_ERR:
-        case IBV_EVENT_QP_ACCESS_ERR:
-        case IBV_EVENT_PATH_MIG_ERR:
-            qp = ev.element.qp->qp_context;
-            break;
-        case IBV_EVENT_CQ_ERR:
-            cq = ev.element.cq->cq_context;
-            break;
-        case IBV_EVENT_PORT_ERR:
-        case IBV_EVENT_PORT_ACTIVE:
-        case IBV_EVENT_LID_CHANGE:
-        case IBV_EVENT_PKEY_CHANGE:
-        case IBV_EVENT_GID_CHANGE:
-            port = ev.element.port_num;
-            break;
-        default:
-            break;
-        }
+        k = kind_of(ev.event_type);
+        if (k.about == QP)
+            c = ev.element.qp->qp_context;
+        else if (k.about == CQ)
+            c = ev.element.cq->cq_context;
+        ours = k.about == PORT && ev.element.port_num == r->port;
         /* First: an object is not destroyed before its events are
          * acknowledged, and acting may destroy it. */
         r->v->ack_async_event(&ev);
-        on_event(r, ev.event_type, qp, cq, port);
+        if (k.about == DEVICE)
+            device_fatal(r);
+        else if (ours)
+            port_event(r, ibv_event_type_str(k.type));
+        else if (k.about == QP || k.about == CQ)
+            conn_fatal(r, c, k.what);
     }
     kvf_source_kick(src);
 }
