@@ -316,20 +316,7 @@ void pair_assert_qps(struct pair *p, unsigned qps)
 static void node_open(struct pair *p, unsigned i, uint64_t connect_ms, bool old)
 {
     struct pair_node *n = &p->n[i];
-    struct kvf_rdma_conf conf = {.device = "auto",
-                                 .prefer = "127.0.0.1",
-                                 .gid_index = -1,
-                                 .timeout = 14,
-                                 .retry = 7,
-                                 .rnr_retry = 7,
-                                 .chunk = MIB,
-                                 .burst = MIB,
-                                 .depth = 8,
-                                 .queue = 64,
-                                 .signal_every = 4,
-                                 .connect_ms = connect_ms,
-                                 .stall_ms = 1000,
-                                 .piece = MIB + 4096};
+    struct kvf_rdma_conf conf = rig_rdma_conf();
     struct kvf_why why = {.text = ""};
     struct iovec v;
 
@@ -341,6 +328,8 @@ static void node_open(struct pair *p, unsigned i, uint64_t connect_ms, bool old)
     memset(n->id.b, 0x40 + (int)i, sizeof n->id.b);
     for (uint64_t at = 0; at < p->size; at++)
         n->pool[at] = (uint8_t)(at * 13 + (at >> 9) + 101 * i);
+    conf.spin_us = 0;
+    conf.connect_ms = connect_ms;
     if (!old)
         conf.self = n->id;
     if (kvf_rdma_create(p->reactor, &fake_verbs, &conf, &hooks, n, &n->stats,

@@ -168,26 +168,31 @@ static const struct kvf_rdma_hooks hooks = {.connect = on_connect,
 
 /* ---- open and close ----------------------------------------------------- */
 
+struct kvf_rdma_conf rig_rdma_conf(void)
+{
+    return (struct kvf_rdma_conf){.device = "auto",
+                                  .prefer = "127.0.0.1",
+                                  .gid_index = -1,
+                                  .timeout = 14,
+                                  .retry = 7,
+                                  .rnr_retry = 7,
+                                  .chunk = MIB,
+                                  .burst = MIB,
+                                  .depth = 8,
+                                  .queue = 64,
+                                  .signal_every = 4,
+                                  .spin_us = 50,
+                                  .connect_ms = 3000,
+                                  .stall_ms = 1000,
+                                  /* more than one piece even here */
+                                  .piece = MIB + 4096};
+}
+
 int rig_rdma_create(struct rig *r, struct kvf_transport **out,
                     struct kvf_why *why)
 {
     const char *device = getenv("KVF_RDMA_DEVICE");
-    struct kvf_rdma_conf conf = {.device = "auto",
-                                 .prefer = "127.0.0.1",
-                                 .gid_index = -1,
-                                 .timeout = 14,
-                                 .retry = 7,
-                                 .rnr_retry = 7,
-                                 .chunk = MIB,
-                                 .burst = MIB,
-                                 .depth = 8,
-                                 .queue = 64,
-                                 .signal_every = 4,
-                                 .spin_us = 50,
-                                 .connect_ms = 3000,
-                                 .stall_ms = 1000,
-                                 /* more than one piece even here */
-                                 .piece = MIB + 4096};
+    struct kvf_rdma_conf conf = rig_rdma_conf();
     const struct kvf_verbs *v = &fake_verbs;
     static bool said;
 

@@ -34,6 +34,8 @@ struct rig_rdma {
     struct kvf_why refused;
 };
 
+/* What both rigs and pairs begin with. */
+struct kvf_rdma_conf rig_rdma_conf(void);
 bool rig_rdma_kind(int kind);
 void rig_rdma_open(struct rig *r);
 void rig_rdma_close(struct rig *r);

@@ -116,6 +116,15 @@ class Pair:
         self.a.ok("put", b"x", key="kvf-meet")
         assert self.b.fetch("kvf-meet") == b"x"
 
+    def getter_comes_back_without_views(self, old):
+        """The daemon of stage 1, ended before, starts again, and its engine
+        has unmapped what it saw through that one (incarnation old)."""
+        self.dst.restart()
+        self.dst.knows(self.src)
+        b = self.dst.client()
+        b.request("get", key="no", mode="inline", timeout_ms=300)  # meet
+        b.hello(unmapped=old)
+
 
 @pytest.fixture
 def pair_of(make):

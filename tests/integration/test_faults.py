@@ -331,11 +331,7 @@ def test_getter_restart_with_unmapped_frees_the_view(pair):
     pair.b.ok("get", key="k", mode="view")
     old = pair.dst.incarnation
     pair.dst.kill()
-    pair.dst.restart()
-    pair.dst.knows(pair.src)
-    b = pair.dst.client()
-    b.request("get", key="no", mode="inline", timeout_ms=300)  # meet
-    b.hello(unmapped=old)
+    pair.getter_comes_back_without_views(old)
     pair.src.assert_all_free()
 
 

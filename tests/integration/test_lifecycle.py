@@ -490,11 +490,7 @@ def test_view_outlives_the_daemon_that_drains(pair_of):
     assert pool["claimed"] >= MIB, pool
     p.a.ok("fail", key="k")
     assert p.src.pool()["draining"] >= MIB
-    p.dst.restart()
-    p.dst.knows(p.src)
-    b = p.dst.client()
-    b.request("get", key="no", mode="inline", timeout_ms=300)  # meet
-    b.hello(unmapped=old)
+    p.getter_comes_back_without_views(old)
     p.src.assert_all_free()
 
 
